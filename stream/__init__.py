@@ -1,0 +1,1 @@
+"""The stream worker: interactions in, deduplicated training batches out, exactly once."""

@@ -1,0 +1,156 @@
+"""Everything a worker talks to, opened together and closed together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from stream.ageing import Ageing
+from stream.builder import BatchLimits
+from stream.columns import batch_schema
+from stream.config import Config, TopicsConfig
+from stream.context import WorkerContext
+from stream.indexer import Indexer, ReferencePolicy
+from stream.kafka import (
+    EndProbe,
+    GroupConsumer,
+    Reader,
+    Rebalance,
+    TransactionalWriter,
+    partition_count,
+    topic_settings,
+)
+from stream.records import Rejected
+from stream.takeover import Takeover, probe_every_ms
+from stream.topics import RECORD_OVERHEAD_BYTES
+from stream.transaction import OpenTransaction, TopicLayout
+
+PRODUCER_BATCH_BYTES = 1_000_000
+DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
+ORIGINAL_TIMEOUT_MS = 1_000
+ORIGINAL_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """The open clients of one worker, and what is built on them."""
+
+    consumer: GroupConsumer
+    writer: TransactionalWriter
+    ageing: Ageing
+    indexer: Indexer
+    transaction: OpenTransaction
+    takeover: Takeover
+
+    def close(self) -> None:
+        """Leave the group, release the connections. What is open in a transaction is not committed."""
+        try:
+            self.consumer.close()
+        finally:
+            self.writer.close()
+
+
+def open_edges(
+    config: Config, context: WorkerContext, *, rebalance: Rebalance, on_wait: Callable[[str], object]
+) -> Edges:
+    """Connect, fence what an earlier process with this id left, join the group.
+
+    Raises TopicMissing, BrokerUnavailable, Fenced.
+    """
+    limits = _record_limits(config)
+    topics, schema = config.topics, batch_schema(config)
+    indexer = Indexer(
+        schema,
+        store=context.store,
+        policy=ReferencePolicy(config.dedup.inline_bytes, limits[topics.values] - RECORD_OVERHEAD_BYTES),
+    )
+    layout = _layout(config, limits)
+    writer = TransactionalWriter(
+        config.kafka,
+        transactional_id=context.transactional_id,
+        timeout_ms=config.stream.transaction_timeout_ms,
+        compression=config.batch.compression,
+        max_batch_bytes=min(PRODUCER_BATCH_BYTES, *limits.values()),
+    )
+    writer.init(on_wait=on_wait)
+    consumer = GroupConsumer(
+        config.kafka,
+        topic=topics.interactions,
+        group_id=config.stream.group_id,
+        protocol=config.stream.group_protocol,
+        rebalance=rebalance,
+    )
+    return Edges(
+        consumer=consumer,
+        writer=writer,
+        ageing=Ageing(
+            EndProbe(config.kafka, topic=topics.interactions), probe_every_ms(config), close=context.orders.close
+        ),
+        indexer=indexer,
+        transaction=OpenTransaction(
+            writer,
+            topics=topics,
+            layout=layout,
+            indexer=indexer,
+            membership=consumer.group_metadata,
+            originals=partial(_originals, config),
+            crash_point=context.crash_point,
+        ),
+        takeover=Takeover(
+            config,
+            schema=schema,
+            limits=BatchLimits(
+                config.batch.max_samples, min(config.batch.max_bytes, limits[topics.batches] - RECORD_OVERHEAD_BYTES)
+            ),
+            indexer=indexer,
+            overrides=context.overrides,
+            journal_partitions=layout.journal,
+        ),
+    )
+
+
+def _originals(config: Config, partition: int, details: dict[int, str], reason: str) -> list[Rejected]:
+    """The records at some offsets, read again because nobody kept them. Without bytes where one cannot be read."""
+    found = []
+    with Reader(config.kafka, topic=config.topics.interactions, positions={partition: min(details)}) as reader:
+        for offset in sorted(details):
+            if reader.positions()[partition] != offset:
+                reader.seek(partition, offset)
+            found.append(_original(reader, offset, reason, details[offset]))
+    return found
+
+
+def _original(reader: Reader, offset: int, reason: str, detail: str) -> Rejected:
+    """The record that comes next."""
+    for _ in range(ORIGINAL_ATTEMPTS):
+        for message in reader.poll(max_messages=1, timeout_ms=ORIGINAL_TIMEOUT_MS):
+            if message.offset == offset:
+                return Rejected(offset, message.timestamp_ms, reason, detail, message.key, message.value)
+    return Rejected(offset, -1, reason, f"{detail}; its bytes could not be read again", None, None)
+
+
+def _record_limits(config: Config) -> dict[str, int]:
+    """By output topic, the largest record that it takes."""
+    return {
+        name: int(topic_settings(config.kafka, name).get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES))
+        for name in _outputs(config.topics)
+    }
+
+
+def _layout(config: Config, limits: dict[str, int]) -> TopicLayout:
+    topics = config.topics
+    count = {name: partition_count(config.kafka, name) for name in _outputs(topics)}
+    return TopicLayout(
+        batches=count[topics.batches],
+        values=count[topics.values],
+        journal=count[topics.journal],
+        late=count[topics.late],
+        quarantine=count[topics.quarantine],
+        late_bytes=limits[topics.late],
+        quarantine_bytes=limits[topics.quarantine],
+    )
+
+
+def _outputs(topics: TopicsConfig) -> tuple[str, ...]:
+    return (topics.batches, topics.values, topics.late, topics.quarantine, topics.journal)

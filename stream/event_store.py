@@ -1,0 +1,159 @@
+"""The events that open sessions hold, as columns in offset order, found by offset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from dedup_cache import Jagged
+from dedup_cache.arrays import AnyArray, Int64
+from stream.columns import ImpressionColumns
+from stream.events import EVENT, IMPRESSION, EventBlock
+from stream.records import Rejected
+
+SLACK = 4096
+"""Released events that may stay before the store is compacted, beside as many as are held."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """A stretch of one growing column of lists."""
+
+    values: _Growing
+    starts: _Growing
+    lengths: _Growing
+
+
+class _Growing:
+    """An array that doubles when it is full; `used` is a view, valid until the next append."""
+
+    __slots__ = ("_array", "_size")
+
+    def __init__(self, dtype: DTypeLike, width: int | None = None) -> None:
+        self._array: AnyArray = np.empty((256,) if width is None else (256, width), dtype)
+        self._size = 0
+
+    @property
+    def used(self) -> AnyArray:
+        return self._array[: self._size]
+
+    def append(self, more: AnyArray) -> None:
+        end = self._size + more.shape[0]
+        if end > self._array.shape[0]:
+            grown = np.empty((max(end, 2 * self._array.shape[0]), *self._array.shape[1:]), self._array.dtype)
+            grown[: self._size] = self.used
+            self._array = grown
+        self._array[self._size : end] = more
+        self._size = end
+
+    def keep(self, mask: AnyArray) -> None:
+        self._array = self.used[mask]
+        self._size = self._array.shape[0]
+
+
+class EventStore:
+    """Holds events from their arrival until their session closes.
+
+    Memory is at most about twice what the open sessions hold, plus what a block brings.
+    """
+
+    def __init__(self, empty: ImpressionColumns) -> None:
+        self._rows = _Growing(EVENT)
+        self._offsets = _Growing(np.int64)
+        self._record_keys = _Growing(object)
+        self._values = _Growing(object)
+        self._held = _Growing(np.bool_)
+        self._impression_offsets = _Growing(np.int64)
+        self._dense = _Growing(np.float32, empty.dense.shape[1])
+        self._ids = _Growing(np.int64, empty.ids.shape[1])
+        self._has_id = _Growing(np.bool_, empty.ids.shape[1])
+        self._scores = _Growing(np.float32, empty.scores.shape[1])
+        self._lists = [_Part(_Growing(np.int64), _Growing(np.int64), _Growing(np.int32)) for _ in empty.lists]
+        self._released = 0
+
+    def append(self, block: EventBlock) -> None:
+        """Take in events whose offsets are above all that came before."""
+        rows, impressions = block.rows, block.impressions
+        self._rows.append(rows)
+        self._offsets.append(rows["offset"])
+        self._record_keys.append(block.record_keys)
+        self._values.append(block.values)
+        self._held.append(np.ones(rows.shape[0], np.bool_))
+        self._impression_offsets.append(rows["offset"][rows["kind"] == IMPRESSION])
+        self._dense.append(impressions.dense)
+        self._ids.append(impressions.ids)
+        self._has_id.append(impressions.has_id)
+        self._scores.append(impressions.scores)
+        for part, column in zip(self._lists, impressions.lists, strict=True):
+            values, lengths = column.compact()
+            starts = part.values.used.shape[0] + np.cumsum(lengths, dtype=np.int64) - lengths
+            part.values.append(values)
+            part.starts.append(starts)
+            part.lengths.append(lengths)
+
+    def rows(self, offsets: Int64) -> AnyArray:
+        """EVENT[N] of the events at `offsets`."""
+        return self._rows.used[self._places(offsets)]
+
+    def impressions(self, offsets: Int64) -> ImpressionColumns:
+        """The feature columns of the impressions at `offsets`, in their order."""
+        places = np.searchsorted(self._impression_offsets.used, offsets)
+        return ImpressionColumns(
+            dense=self._dense.used[places],
+            ids=self._ids.used[places],
+            has_id=self._has_id.used[places],
+            lists=tuple(_take(part, places) for part in self._lists),
+            scores=self._scores.used[places],
+        )
+
+    def rejected(self, offsets: Int64, *, reasons: list[str], details: list[str]) -> list[Rejected]:
+        """The records at `offsets` with their own bytes."""
+        places = self._places(offsets)
+        rows = self._rows.used[places]
+        columns = (offsets.tolist(), rows["append_ms"].tolist(), reasons, details)
+        records = (self._record_keys.used[places].tolist(), self._values.used[places].tolist())
+        return [Rejected(*fields) for fields in zip(*columns, *records, strict=True)]
+
+    def release(self, offsets: Int64) -> None:
+        """Forget the events at `offsets`."""
+        self._held.used[self._places(offsets)] = False
+        self._released += offsets.shape[0]
+        if self._released > SLACK and 2 * self._released > self._held.used.shape[0]:
+            self._compact()
+
+    def _places(self, offsets: Int64) -> Int64:
+        return np.searchsorted(self._offsets.used, offsets)
+
+    def _compact(self) -> None:
+        held = self._held.used
+        held_impressions = held[self._rows.used["kind"] == IMPRESSION]
+        for column in (self._rows, self._offsets, self._record_keys, self._values, self._held):
+            column.keep(held)
+        for part in self._lists:
+            _keep(part, held_impressions)
+        for column in (self._impression_offsets, self._dense, self._ids, self._has_id, self._scores):
+            column.keep(held_impressions)
+        self._released = 0
+
+
+def _take(part: _Part, places: AnyArray) -> Jagged:
+    lengths = part.lengths.used[places]
+    return Jagged.from_lengths(_gather(part.values.used, part.starts.used[places], lengths), lengths)
+
+
+def _keep(part: _Part, mask: AnyArray) -> None:
+    lengths = part.lengths.used
+    part.values.keep(np.repeat(mask, lengths))
+    part.lengths.keep(mask)
+    part.starts.keep(mask)
+    kept = part.lengths.used
+    part.starts.used[:] = np.cumsum(kept, dtype=np.int64) - kept
+
+
+def _gather(values: Int64, starts: AnyArray, lengths: AnyArray) -> Int64:
+    ends = np.cumsum(lengths, dtype=np.int64)
+    total = int(ends[-1]) if ends.size else 0
+    gathered: Int64 = values[np.repeat(starts - (ends - lengths), lengths) + np.arange(total, dtype=np.int64)]
+    return gathered

@@ -1,0 +1,199 @@
+"""One source partition from records to samples: a function of its records, advances and starting point.
+
+No I/O and no clock. `feed` may be given the records in blocks cut anywhere; what comes out, put together, is the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dedup_cache.arrays import AnyArray, Int64
+from stream.columns import GroupAssembler
+from stream.config import Config, EventsConfig, FeatureConfig, LabelConfig, SessionConfig
+from stream.event_store import EventStore
+from stream.events import IMPRESSION, Decoder
+from stream.labels import ClosedEvents, label_kinds, label_matrix, match
+from stream.records import CommitPoint, PipelineCounts, PipelineOutput, RecordBlock, Rejected, SampleBlock
+from stream.session_features import SessionFeatures
+from stream.sessions import DUPLICATE, FULL, LATE, PartitionSessions, Placement
+
+DROP_REASONS = {
+    LATE: ("late", "older than the watermark less the session gap"),
+    FULL: ("full", "its session holds session.max_events already"),
+}
+UNMATCHED = ("unmatched", "no impression of its session fits")
+
+
+class BlockOrderError(ValueError):
+    """A block of another partition, or one whose offsets do not ascend from the pipeline's position."""
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineConfig:
+    """The sections that decide what comes out of a partition."""
+
+    events: EventsConfig
+    features: tuple[FeatureConfig, ...]
+    labels: tuple[LabelConfig, ...]
+    session: SessionConfig
+
+    @staticmethod
+    def of(config: Config) -> PipelineConfig:
+        """The slice of the whole configuration."""
+        return PipelineConfig(config.events, config.features, config.labels, config.session)
+
+
+class PartitionPipeline:
+    """Sessions, labels and features of one partition, from a commit point on.
+
+    A pipeline that starts at a commit point and is fed from its offset up to a position is there in the state of the
+    one that never stopped: what either emits from then on is the same, field by field. What the rebuild emits up to
+    that position is to be thrown away. Advances must be repeated at their positions.
+    """
+
+    def __init__(self, config: PipelineConfig, *, partition: int, start: CommitPoint) -> None:
+        self._config = config
+        self._partition = partition
+        self._decoder = Decoder(
+            config.events,
+            features=config.features,
+            labels=config.labels,
+            max_ahead_ms=config.session.max_ahead_ms,
+        )
+        self._sessions = PartitionSessions(config.session, watermark_ms=start.watermark_ms)
+        self._store = EventStore(self._decoder.no_impressions())
+        self._assembler = GroupAssembler(config.features)
+        self._label_kinds = label_kinds(config.labels, engagements=config.events.engagements)
+        self.position = start.offset
+        """Offset of the next record to process."""
+
+    @property
+    def watermark_ms(self) -> int:
+        """W: the greatest accepted event time less the allowed disorder, or a later advance."""
+        return self._sessions.watermark_ms
+
+    @property
+    def open_sessions(self) -> int:
+        """How many sessions are open."""
+        return self._sessions.open_sessions
+
+    @property
+    def open_events(self) -> int:
+        """How many events they hold."""
+        return self._sessions.open_events
+
+    @property
+    def max_event_time_ms(self) -> int:
+        """The greatest event time accepted since the start, NO_WATERMARK before the first."""
+        return self._sessions.max_event_time_ms
+
+    def feed(self, block: RecordBlock) -> PipelineOutput:
+        """Process a block and close every session that the watermark then allows.
+
+        Raises BlockOrderError, with nothing changed, where the block does not continue the partition.
+        """
+        if not block.offsets.size:
+            return PipelineOutput()
+        self._check(block)
+        decoded = self._decoder.decode(block)
+        events = decoded.events
+        self._store.append(events)
+        placement = self._sessions.place(
+            events.rows["offset"], times_ms=events.rows["time_ms"], keys=events.keys, event_ids=events.rows["event_id"]
+        )
+        self.position = int(block.offsets[-1]) + 1
+        impressions = int(np.count_nonzero(events.rows["kind"] == IMPRESSION))
+        counts = PipelineCounts(
+            events=block.offsets.size,
+            impressions=impressions,
+            engagements=events.rows.shape[0] - impressions,
+            quarantined=len(decoded.quarantined),
+        )
+        return self._emit(placement, quarantined=decoded.quarantined, counts=counts)
+
+    def advance(self, watermark_ms: int) -> PipelineOutput:
+        """Raise the watermark at the current position, where it is lower, and close what it allows."""
+        return self._emit(self._sessions.advance(watermark_ms), quarantined=[], counts=PipelineCounts())
+
+    def flush(self) -> PipelineOutput:
+        """Close what the watermark allows; `feed` and `advance` leave nothing to close, so this is always empty."""
+        return self.advance(self.watermark_ms)
+
+    def commit_point(self) -> CommitPoint:
+        """The oldest offset that an open session needs (the position without any), and the watermark before it."""
+        return self._sessions.oldest() or CommitPoint(self.position, self.watermark_ms)
+
+    def close_all_watermark_ms(self) -> int:
+        """The smallest watermark at which every open session is closed; the present one without any."""
+        return self._sessions.close_all_watermark_ms()
+
+    def next_close_watermark_ms(self) -> int | None:
+        """A watermark below which `advance` closes nothing; None without open sessions."""
+        return self._sessions.next_close_ms()
+
+    def _check(self, block: RecordBlock) -> None:
+        ascending = bool((block.offsets[1:] > block.offsets[:-1]).all())
+        if block.partition != self._partition or int(block.offsets[0]) < self.position or not ascending:
+            raise BlockOrderError(
+                f"partition {self._partition}@{self.position} was given offsets {block.offsets[0]} to "
+                f"{block.offsets[-1]} of partition {block.partition}; they must ascend from the position"
+            )
+
+    def _emit(self, placement: Placement, *, quarantined: list[Rejected], counts: PipelineCounts) -> PipelineOutput:
+        session = np.repeat(np.arange(placement.closed_lengths.shape[0]), placement.closed_lengths)
+        closed = ClosedEvents.order(self._store.rows(placement.closed_offsets), session=session)
+        matched = match(closed)
+        unmatched = np.flatnonzero((closed.rows["kind"] != IMPRESSION) & (matched < 0))
+        late = self._late(placement, unmatched=closed.rows["offset"][unmatched], session=closed.session[unmatched])
+        samples = self._samples(closed, matched=matched)
+        self._store.release(np.concatenate([placement.closed_offsets, placement.dropped_offsets]))
+        counts += PipelineCounts(
+            duplicates=int(np.count_nonzero(placement.dropped_reasons == DUPLICATE)),
+            sessions_closed=placement.closed_lengths.shape[0],
+            samples=samples.num_samples if samples else 0,
+            positives=_positives(samples),
+            late=len(late),
+        )
+        return PipelineOutput(samples, late, quarantined, counts)
+
+    def _late(self, placement: Placement, *, unmatched: Int64, session: Int64) -> list[Rejected]:
+        """Late and full events, and engagements without an impression, in the order in which they left."""
+        dropped = placement.dropped_reasons != DUPLICATE
+        why = [DROP_REASONS[reason] for reason in placement.dropped_reasons[dropped].tolist()]
+        why += [UNMATCHED] * unmatched.shape[0]
+        if not why:
+            return []
+        offsets = np.concatenate([placement.dropped_offsets[dropped], unmatched])
+        turns = np.concatenate([placement.dropped_turns[dropped], placement.closed_turns[session]])
+        order = np.argsort(turns, kind="stable")
+        reasons, details = zip(*(why[i] for i in order.tolist()), strict=True)
+        return self._store.rejected(offsets[order], reasons=list(reasons), details=list(details))
+
+    def _samples(self, closed: ClosedEvents, *, matched: Int64) -> SampleBlock | None:
+        is_sample: AnyArray = closed.rows["kind"] == IMPRESSION
+        rows = closed.rows[is_sample]
+        if not rows.shape[0]:
+            return None
+        features = SessionFeatures(closed, matched=matched)
+        columns = self._store.impressions(rows["offset"])
+        labels = label_matrix(closed, matched=matched, carries=self._label_kinds)
+        return SampleBlock(
+            offsets=np.ascontiguousarray(rows["offset"]),
+            event_times_ms=np.ascontiguousarray(rows["time_ms"]),
+            append_times_ms=np.ascontiguousarray(rows["append_ms"]),
+            labels=labels[is_sample],
+            weights=np.ones(rows.shape[0], np.float32),
+            scores=columns.scores,
+            groups=self._assembler.assemble(
+                columns,
+                dense=features.dense(self._config.features),
+                lists=features.lists(self._config.features),
+            ),
+        )
+
+
+def _positives(samples: SampleBlock | None) -> int:
+    """Samples whose first label is true."""
+    return int(np.count_nonzero(samples.labels[:, :1])) if samples else 0

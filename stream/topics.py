@@ -1,0 +1,149 @@
+"""The topics of the configuration: created with the settings that they need, checked where they exist."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from stream.config import Config
+from stream.kafka import TopicExists, create_topic, partition_count, topic_settings
+
+MIB = 1 << 20
+RECORD_OVERHEAD_BYTES = 64 * 1024
+"""Headers, framing and the safetensors head on top of a payload."""
+
+
+class TopicError(Exception):
+    """A topic exists, but not as the stream needs it; the message says which setting, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """How one topic is made."""
+
+    name: str
+    partitions: int
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+def interactions_bytes(config: Config) -> int:
+    """Largest record that `interactions` takes: what `events.max_bytes` refuses must still arrive to be quarantined."""
+    return 4 * config.events.max_bytes + RECORD_OVERHEAD_BYTES
+
+
+def topic_specs(config: Config) -> tuple[TopicSpec, ...]:
+    """Every topic of the configuration.
+
+    `interactions` is stamped by the broker: records stamped by their own time would be deleted at once when they are
+    old. `journal` is never deleted. `values` is compacted by key. What carries a source record besides its reason is
+    allowed to be larger than the source.
+    """
+    topics, wanted = config.topics, config.topics.partitions
+    retention = str(topics.retention_ms or -1)
+    forever = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+    source_bytes = interactions_bytes(config)
+    batch_bytes = config.batch.max_bytes + MIB
+    reject = {"cleanup.policy": "delete", "retention.ms": retention, "max.message.bytes": str(source_bytes + MIB)}
+    return (
+        TopicSpec(
+            topics.interactions,
+            wanted,
+            {
+                "cleanup.policy": "delete",
+                "retention.ms": retention,
+                "message.timestamp.type": "LogAppendTime",
+                "max.message.bytes": str(source_bytes),
+            },
+        ),
+        TopicSpec(
+            topics.batches,
+            wanted,
+            {"cleanup.policy": "delete", "retention.ms": retention, "max.message.bytes": str(batch_bytes)},
+        ),
+        TopicSpec(
+            topics.values,
+            wanted,
+            {"cleanup.policy": "compact", "max.message.bytes": str(max(batch_bytes, source_bytes + MIB))},
+        ),
+        TopicSpec(topics.late, wanted, reject),
+        TopicSpec(topics.quarantine, wanted, reject),
+        TopicSpec(topics.journal, wanted, forever),
+        TopicSpec(topics.control, 1, {"cleanup.policy": "delete", "retention.ms": "86400000"}),
+    )
+
+
+def create_topics(config: Config) -> list[str]:
+    """Create what is missing and check what is there; returns one line per topic for people.
+
+    Raises TopicError for an existing topic that does not fit, BrokerUnavailable, KafkaError.
+    """
+    lines = []
+    for spec in topic_specs(config):
+        try:
+            create_topic(
+                config.kafka,
+                spec.name,
+                partitions=spec.partitions,
+                replication=config.topics.replication,
+                settings=spec.settings,
+            )
+            lines.append(f"{spec.name}: created, {spec.partitions} partitions")
+        except TopicExists:
+            lines.append(f"{spec.name}: exists, {partition_count(config.kafka, spec.name)} partitions")
+    lines.extend(f"warning: {warning}" for warning in check_topics(config))
+    return lines
+
+
+def check_topics(config: Config) -> list[str]:
+    """Return warnings about the existing topics. Raises TopicError where data would be lost, TopicMissing."""
+    settings = {spec.name: topic_settings(config.kafka, spec.name) for spec in topic_specs(config)}
+    _refuse(config, settings)
+    warnings = []
+    source = settings[config.topics.interactions]
+    if source.get("message.timestamp.type") != "LogAppendTime":
+        warnings.append(
+            f"{config.topics.interactions} has message.timestamp.type={source.get('message.timestamp.type')}: records "
+            "dated in the past are deleted at once by retention; set it to LogAppendTime"
+        )
+    if 0 < (kept := _retention_ms(source)) < (needed := _needed_retention_ms(config)):
+        warnings.append(
+            f"{config.topics.interactions} has retention.ms={kept}, but open sessions may need {needed} ms: a longer "
+            "outage would lose events; raise it"
+        )
+    warnings.extend(
+        f"{name} takes smaller records than {config.topics.interactions} (max.message.bytes): the bytes of the largest "
+        "will be replaced by their size and digest"
+        for name in (config.topics.late, config.topics.quarantine)
+        if int(settings[name].get("max.message.bytes", 0)) < int(source.get("max.message.bytes", 0))
+    )
+    return warnings
+
+
+def _refuse(config: Config, settings: dict[str, dict[str, str]]) -> None:
+    topics = config.topics
+    for name in (topics.interactions, topics.batches, topics.journal):
+        if "compact" in settings[name].get("cleanup.policy", ""):
+            raise TopicError(
+                f"topic '{name}' has cleanup.policy=compact, which drops records that are needed: "
+                "set cleanup.policy=delete"
+            )
+    for name in ("retention.ms", "retention.bytes"):
+        if (kept := int(settings[topics.journal].get(name, -1))) >= 0:
+            raise TopicError(
+                f"topic '{topics.journal}' has {name}={kept}, but the journal must outlive the log: set {name}=-1"
+            )
+    least = config.batch.max_bytes
+    limit = int(settings[topics.batches].get("max.message.bytes", least))
+    if limit < least + RECORD_OVERHEAD_BYTES:
+        raise TopicError(
+            f"topic '{topics.batches}' takes at most {limit} bytes (max.message.bytes), batch.max_bytes is {least}: "
+            f"raise the one to {least + RECORD_OVERHEAD_BYTES} or lower the other"
+        )
+
+
+def _retention_ms(settings: dict[str, str]) -> int:
+    return int(settings.get("retention.ms", -1))
+
+
+def _needed_retention_ms(config: Config) -> int:
+    session = config.session
+    return session.max_duration_ms + session.gap_ms + session.out_of_orderness_ms

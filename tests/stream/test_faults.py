@@ -1,0 +1,174 @@
+"""Workers that are killed, and servers that go away: every impression is in the committed output exactly once.
+
+Expected sequences come from a second job that reads the same log without trouble.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from recd.embedded import EmbeddedKafka, EmbeddedRedis
+from tests.stream.rig import START_MS, Rig, traffic, wait_until
+
+pytestmark = pytest.mark.kafka
+
+CRASHES = ("assigned:1", "opened:1", "begun:3", "batch_sent:6", "journal_sent:3", "offsets_sent:3", "committed:3")
+"""Where a process kills itself, and for which time it comes there."""
+
+
+@pytest.fixture
+def rig(tmp_path: Path, kafka: EmbeddedKafka, redis_server: EmbeddedRedis, topic_prefix: str) -> Iterator[Rig]:
+    rig = Rig(tmp_path, kafka=kafka.bootstrap, redis=redis_server.url, prefix=topic_prefix).create()
+    yield rig
+    rig.close()
+
+
+def test_killed_at_each_point_of_a_transaction(rig: Rig) -> None:
+    rig.publish(traffic(sessions=120))
+    expected = rig.uninterrupted()
+    jobs = [rig.reference(crash.partition(":")[0].replace("_", "-")) for crash in CRASHES]
+    victims = [job.worker(crash=crash) for job, crash in zip(jobs, CRASHES, strict=True)]
+    for victim in victims:
+        victim.wait_killed()
+    heirs = [job.worker(crash="opened:1") for job in jobs]
+    for heir in heirs:
+        heir.wait_killed()
+    workers = [job.worker() for job in jobs]
+    for worker in workers:
+        worker.wait_drained()
+        assert worker.stop() == 0
+    for job in jobs:
+        assert job.check_exactly_once() == expected
+
+
+def test_killed_at_random_moments(rig: Rig) -> None:
+    chance = random.Random(4)
+    rig.publish(traffic(sessions=60))
+    for round_ in range(1, 4):
+        worker = rig.worker()
+        worker.wait_ready()
+        rig.publish(traffic(seed=round_, sessions=60, start_ms=START_MS + round_ * 4_000, first_id=round_ * 1_000))
+        time.sleep(chance.random() * 0.5)
+        worker.kill()
+    with rig.worker() as worker:
+        worker.wait_drained()
+    rig.check_exactly_once()
+
+
+def test_a_partition_moves_between_two_workers(rig: Rig) -> None:
+    rig.publish(traffic(sessions=60))
+    with rig.worker("one") as one:
+        one.wait(lambda s: len(s["partitions"]) == 2 and s["counters"]["samples"] > 0, "samples")
+        with rig.worker("two") as two:
+            two.wait_ready()
+            one.wait(lambda s: len(s["partitions"]) == 1, "one partition fewer")
+            rig.publish(traffic(seed=1, sessions=60, start_ms=START_MS + 4_000, first_id=1_000))
+            one.wait_drained(1)
+            two.wait_drained(1)
+            assert two.state["counters"]["samples"] > 0
+        rig.publish(traffic(seed=2, sessions=60, start_ms=START_MS + 8_000, first_id=2_000))
+        one.wait_drained()
+    rig.check_exactly_once()
+
+
+def test_classic_group_protocol(rig: Rig) -> None:
+    rig.tree["stream"]["group_protocol"] = "classic"
+    rig.write()
+    rig.publish(traffic(sessions=60))
+    with rig.worker("one") as one:
+        one.wait(lambda s: s["counters"]["samples"] > 0, "samples")
+        with rig.worker("two") as two:
+            two.wait_ready()
+            rig.publish(traffic(seed=1, sessions=60, start_ms=START_MS + 4_000, first_id=1_000))
+            two.wait_drained(1)
+        one.wait_drained()
+    rig.check_exactly_once()
+
+
+def test_a_second_process_with_the_same_identity_fences_the_first(rig: Rig) -> None:
+    rig.publish(traffic(sessions=60))
+    first = rig.worker("same")
+    first.wait_ready()
+    rig.publish(traffic(seed=1, sessions=60, start_ms=START_MS + 4_000, first_id=1_000))
+    with rig.worker("same") as second:
+        second.wait(lambda s: s["member"], "member")
+        rig.publish(traffic(seed=2, sessions=60, start_ms=START_MS + 8_000, first_id=2_000))
+        assert first.process.wait(timeout=60) != 0
+        assert "stream.kafka.errors." in first.log.read_text(), "a named error of the edge, fenced at any step"
+        second.wait_drained()
+    rig.check_exactly_once()
+
+
+def test_a_worker_that_slept_through_its_session_is_harmless(rig: Rig) -> None:
+    rig.publish(traffic(sessions=60))
+    zombie = rig.worker("zombie")
+    zombie.wait_ready()
+    rig.publish(traffic(seed=1, sessions=60, start_ms=START_MS + 4_000, first_id=1_000))
+    zombie.process.send_signal(signal.SIGSTOP)
+    with rig.worker("heir") as heir:
+        heir.wait_drained()
+        zombie.process.send_signal(signal.SIGCONT)
+        rig.publish(traffic(seed=2, sessions=60, start_ms=START_MS + 8_000, first_id=2_000))
+        wait_until(
+            lambda: zombie.process.poll() is not None or len(zombie.state["partitions"]) == 1, "zombie that woke up"
+        )
+        zombie.kill()
+        heir.wait_drained()
+    rig.check_exactly_once()
+
+
+def test_redis_stopped_flushed_and_started_again(
+    tmp_path: Path, kafka: EmbeddedKafka, private_redis: EmbeddedRedis, topic_prefix: str
+) -> None:
+    rig = Rig(tmp_path, kafka=kafka.bootstrap, redis=private_redis.url, prefix=topic_prefix).create()
+    rig.publish(traffic(sessions=30))
+    with rig.worker() as worker:
+        worker.wait(lambda s: s["counters"]["values_shipped"] > 0, "values by reference")
+        private_redis.kill()
+        rig.publish(traffic(seed=1, sessions=30, start_ms=START_MS + 4_000, first_id=1_000, users=16))
+        worker.wait(lambda s: s["counters"]["redis_errors"] > 0, "an unanswered call")
+        worker.wait_drained()
+        private_redis.start()
+        shipped = worker.state["counters"]["values_shipped"]
+        for i in range(2, 40):
+            start_ms, first_id = START_MS + i * 4_000, i * 1_000
+            rig.publish(traffic(seed=i, sessions=5, start_ms=start_ms, first_id=first_id, users=16))
+            worker.wait_drained()
+            if worker.state["counters"]["values_shipped"] > shipped:
+                break
+        assert worker.state["counters"]["values_shipped"] > shipped, "no value by reference since Redis is back"
+    rig.check_exactly_once()
+    generations = {batch.meta.generation for batch in rig.batches()}
+    assert "" in generations
+    assert len(generations - {""}) == 2, "a restarted Redis begins a new generation"
+
+
+def test_broker_stopped_and_started_again_while_running(
+    tmp_path: Path, private_kafka: EmbeddedKafka, redis_server: EmbeddedRedis, topic_prefix: str
+) -> None:
+    rig = Rig(tmp_path, kafka=private_kafka.bootstrap, redis=redis_server.url, prefix=topic_prefix).create()
+    rig.publish(traffic(sessions=30))
+    with rig.app() as app:
+        app.wait(lambda s: s["counters"]["samples"] > 0, "samples")
+        rig.publish(traffic(seed=1, sessions=60, start_ms=START_MS + 4_000, first_id=1_000))
+        private_kafka.stop()
+        app.wait(lambda s: s["state"] == "waiting_for_broker" and not s["ready"], "noticed outage")
+        assert "start one or set kafka.bootstrap" in app.state["last_error"]
+        private_kafka.start()
+        rig.publish(traffic(seed=2, sessions=30, start_ms=START_MS + 8_000, first_id=2_000))
+        app.wait_drained()
+        private_kafka.kill()
+        private_kafka.start()
+        rig.publish(traffic(seed=3, sessions=30, start_ms=START_MS + 12_000, first_id=3_000))
+        app.wait_drained()
+        rig.control("pause")
+        app.wait(lambda s: s["state"] == "paused", "order over the control topic, after the outages")
+        rig.control("resume")
+        app.wait_ready()
+    rig.check_exactly_once()

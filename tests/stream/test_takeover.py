@@ -1,0 +1,108 @@
+"""Taking over partitions: what an operator allowed is used up by a commit; a journal that was cut is said so."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from stream.builder import BatchLimits
+from stream.columns import batch_schema
+from stream.config import Config
+from stream.journal import CommitMetadata, JournalEntry, JournalRecord, Parameters, encode_metadata
+from stream.kafka import Committed, GroupConsumer, OffsetOutOfRange
+from stream.records import CommitPoint
+from stream.recovery import JournalBehindError, RecoveryError
+from stream.takeover import Overrides, Taken, Takeover
+
+CONFIG = Config()
+METADATA = CommitMetadata(commit=7, resume=120, watermark_ms=5_000, seq=55, journal=9, partitions=4)
+RECORD = JournalRecord(
+    topic="interactions",
+    topic_id="A",
+    partition=0,
+    partitions=4,
+    commit=7,
+    offset=100,
+    watermark_ms=5_000,
+    resume=120,
+    seq=55,
+    parameters=Parameters.of(CONFIG),
+)
+
+
+class Broker:
+    """Four partitions of which the first is committed up to `offset`; the journal gives what it has, or an error."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, begin: int = 0, offset: int = 100) -> None:
+        self.journal: list[JournalEntry] | Exception = [JournalEntry(9, RECORD)]
+        self._offset = offset
+        monkeypatch.setattr("stream.takeover.topic_id", lambda *_: "A")
+        monkeypatch.setattr("stream.takeover.partition_count", lambda *_: 4)
+        monkeypatch.setattr("stream.takeover.begin_offsets", lambda *_: dict.fromkeys(range(4), begin))
+        monkeypatch.setattr("stream.takeover.end_offsets", lambda *_, **__: dict.fromkeys(range(4), 500))
+        monkeypatch.setattr("stream.takeover.read_journal", lambda *_, **__: self._read())
+
+    def committed(self, partitions: list[int], **_: int) -> dict[int, Committed | None]:
+        return {p: Committed(self._offset, encode_metadata(METADATA)) if p == 0 else None for p in partitions}
+
+    def take(self, overrides: Overrides) -> Taken:
+        takeover = Takeover(
+            CONFIG,
+            schema=batch_schema(CONFIG),
+            limits=BatchLimits(10, 1 << 20),
+            indexer=cast("Any", SimpleNamespace()),
+            overrides=overrides,
+            journal_partitions=4,
+        )
+        return takeover.take(cast("GroupConsumer", self), [0], on_wait=lambda: None)
+
+    def _read(self) -> tuple[list[JournalEntry], int]:
+        if isinstance(self.journal, Exception):
+            raise self.journal
+        return self.journal, 10
+
+
+def test_what_was_accepted_is_used_up_by_the_commit_of_its_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker, overrides = Broker(monkeypatch, begin=110), Overrides({0})
+    for _attempt in range(2):
+        (partition,) = broker.take(overrides).partitions
+        assert "10 offsets were deleted" in partition.plan.note
+    overrides.committed([partition])
+    assert isinstance(broker.take(overrides).refused[0], RecoveryError)
+
+
+def test_what_was_accepted_for_nothing_is_used_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = Overrides({0})
+    (partition,) = Broker(monkeypatch).take(overrides).partitions
+    assert not partition.plan.note
+    assert not overrides.accept_loss
+
+
+def test_a_journal_that_was_cut_stops_the_partition_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = Broker(monkeypatch)
+    broker.journal = OffsetOutOfRange("reading journal[0]@9: out of range")
+    refusal = str(broker.take(Overrides()).refused[0])
+    assert "the journal was cut or made again: commit 7 needs it from offset 9 on" in refusal
+    assert "`recd stream --accept-loss 0`, which drops the open sessions and goes on at offset 120" in refusal
+
+
+@pytest.mark.parametrize("offset", [100, 120])
+def test_without_its_journal_a_partition_goes_on_behind_its_commit(
+    offset: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = Broker(monkeypatch, offset=offset)
+    broker.journal = OffsetOutOfRange("reading journal[0]@9: out of range")
+    (partition,) = broker.take(Overrides({0})).partitions
+    plan = partition.plan
+    assert (plan.start, plan.resume, plan.seq, plan.commit) == (CommitPoint(120, 5_000), 120, 55, 7)
+    assert "the journal was cut" in plan.note
+    assert partition.marks.next_offset == 500
+
+
+def test_a_cut_journal_without_a_commit_is_never_a_first_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = Broker(monkeypatch)
+    broker.journal = OffsetOutOfRange("reading journal[0]@0: out of range")
+    monkeypatch.setattr(broker, "committed", lambda partitions, **_: dict.fromkeys(partitions))
+    assert isinstance(broker.take(Overrides({0})).later[0], JournalBehindError)
