@@ -1,0 +1,71 @@
+"""Run under torchrun: trains cases under DistributedModelParallel, and leaves what came out.
+
+sharded_run.py CASES.json OUT_FOLDER
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stream.config import Config, OptimizerConfig
+from tests.trainer.made_batches import World, make_config, with_sharding
+from tests.trainer.reference import new_model, tensors, weighted_loss
+from trainer.ikjt import dummy_batch
+from trainer.ranks import Ranks, join, leave
+from trainer.sharding import ShardedModel, ShardingError
+from trainer.versions import TableShard
+
+
+def case_config(case: dict[str, str]) -> Config:
+    config = make_config(optimizer=OptimizerConfig(sparse=case["sparse"], sparse_learning_rate=0.1))
+    return with_sharding(config, case["kind"])
+
+
+def whole(shards: list[TableShard]) -> dict[str, np.ndarray]:
+    """The tables, put together from all ranks' parts."""
+    tables: dict[str, np.ndarray] = {}
+    for shard in shards:
+        table = tables.setdefault(shard.table, np.full((shard.rows, shard.dim), np.nan, np.float32))
+        rows, columns = shard.weights.shape
+        table[shard.row : shard.row + rows, shard.col : shard.col + columns] = shard.weights
+    return tables
+
+
+def train(case: dict[str, str], *, ranks: Ranks, steps: int) -> tuple[list[float], dict[str, np.ndarray]]:
+    config = case_config(case)
+    model = new_model(config, device="meta")
+    sharded = ShardedModel(model, config=config.trainer.model, optimizer=config.trainer.optimizer, ranks=ranks)
+    sharded.fill_tables(seed=config.trainer.seed)
+    world = World(config, seed=ranks.rank, samples=40 + 24 * ranks.rank)
+    losses = []
+    for step in range(steps):
+        batch = tensors(world.batch(), config=config, dedup=case["dedup"] == "on")
+        if step % 5 == 4 and ranks.rank == 1:
+            batch = dummy_batch(model.specs, num_labels=2)
+        real = int(batch.weights.sum() > 0) * batch.num_samples
+        total = ranks.sums([real])[0]
+        loss = weighted_loss(sharded(batch), batch) * ranks.world_size / total
+        losses.append(float(loss.detach()))
+        sharded.update(loss)
+    shards = [shard for part in ranks.gather(sharded.table_shards()) for shard in part]
+    return losses, sharded.dense_weights() | whole(shards)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    ranks = join()
+    for number, case in enumerate(json.loads(Path(sys.argv[1]).read_text())):
+        try:
+            losses, weights = train(case, ranks=ranks, steps=20)
+        except ShardingError as error:
+            (Path(sys.argv[2]) / f"{number}-{ranks.rank}.txt").write_text(str(error))
+            continue
+        summed = np.sum(ranks.gather(np.array(losses)), axis=0) / ranks.world_size
+        if ranks.rank == 0:
+            np.savez(Path(sys.argv[2]) / f"{number}.npz", losses=summed, **weights)
+    leave()

@@ -1,0 +1,146 @@
+"""The sums against torchrec.metrics, and against slow obvious versions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchrec.metrics.auc import compute_auc
+from torchrec.metrics.calibration import CalibrationMetricComputation
+from torchrec.metrics.ne import NEMetricComputation
+
+from trainer.evaluation import Evaluation, compute, merge_states
+
+
+def stream(count: int, *, seed: int = 0, labels: int = 1, size: int = 200):
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        truth = rng.beta(1, 5, (size, labels))
+        yield {
+            "predictions": np.clip(truth + rng.normal(0, 0.05, truth.shape), 0.001, 0.999).astype(np.float32),
+            "labels": (rng.random(truth.shape) < truth).astype(np.float32),
+            "weights": rng.choice([0.5, 1.0, 2.0], size).astype(np.float32),
+            "scores": truth.astype(np.float32),
+        }
+
+
+def add(evaluation: Evaluation, batch: dict[str, np.ndarray]) -> np.ndarray:
+    rest = {name: array for name, array in batch.items() if name != "predictions"}
+    return evaluation.add(batch["predictions"], **rest)
+
+
+def reference(kind: type, batches: list[dict[str, np.ndarray]]) -> float:
+    metric = kind(my_rank=0, batch_size=200, n_tasks=1, window_size=10_000)
+    for batch in batches:
+        metric.update(
+            predictions=torch.from_numpy(batch["predictions"].T).double(),
+            labels=torch.from_numpy(batch["labels"].T).double(),
+            weights=torch.from_numpy(batch["weights"][None]).double(),
+        )
+    return float(metric.compute()[0].value)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ne_calibration_and_auc_equal_those_of_torchrec():
+    batches = list(stream(40))
+    evaluation = Evaluation(1)
+    for batch in batches:
+        add(evaluation, batch)
+    metrics = compute(evaluation.state())[0]
+    assert metrics.ne == pytest.approx(reference(NEMetricComputation, batches), rel=1e-6)
+    assert metrics.calibration == pytest.approx(reference(CalibrationMetricComputation, batches), rel=1e-6)
+    columns = {n: torch.from_numpy(np.concatenate([b[n] for b in batches])) for n in ("predictions", "labels")}
+    weights = torch.from_numpy(np.concatenate([b["weights"] for b in batches]))
+    auc = compute_auc(1, [columns["predictions"].T], [columns["labels"].T], [weights[None]])
+    assert metrics.auc == pytest.approx(float(auc[0]), abs=2e-4)
+
+
+def test_logged_scores_are_judged_on_the_samples_that_have_one():
+    evaluation = Evaluation(1)
+    entropy = positive = weight = 0.0
+    for batch in stream(10):
+        batch["scores"][::3] = np.nan
+        add(evaluation, batch)
+        for score, label, w in zip(batch["scores"][:, 0], batch["labels"][:, 0], batch["weights"], strict=True):
+            if not math.isnan(score):
+                entropy -= w * (math.log(score) if label else math.log1p(-score))
+                positive, weight = positive + w * label, weight + w
+    rate = positive / weight
+    base = -(positive * math.log(rate) + (weight - positive) * math.log(1 - rate))
+    assert compute(evaluation.state())[0].logged_ne == pytest.approx(entropy / base, rel=1e-5)
+
+
+def test_the_progressive_base_rate_knows_only_the_past():
+    evaluation = Evaluation(1)
+    positive = weight = entropy = 0.0
+    for batch in stream(10):
+        rate = (positive + 1) / (weight + 2)
+        sums = add(evaluation, batch)
+        w, y = batch["weights"].astype(float), batch["labels"][:, 0]
+        entropy -= float((w * np.where(y > 0, math.log(rate), math.log(1 - rate))).sum())
+        positive, weight = positive + float((w * y).sum()), weight + float(w.sum())
+        assert sums[0, 0] == pytest.approx(w.sum())
+    rate = positive / weight
+    base = -(positive * math.log(rate) + (weight - positive) * math.log(1 - rate))
+    assert compute(evaluation.state())[0].base_ne == pytest.approx(entropy / base)
+
+
+def test_the_window_forgets():
+    batches = list(stream(30))
+    for batch in batches[:20]:
+        batch["labels"] = 1 - batch["labels"]
+    evaluation = Evaluation(1, window=2_000)
+    newest = Evaluation(1)
+    for number, batch in enumerate(batches):
+        add(evaluation, batch)
+        if number >= 20:
+            add(newest, batch)
+    assert compute(evaluation.state())[0].ne_window == pytest.approx(compute(newest.state())[0].ne)
+    assert compute(evaluation.state())[0].ne > 1.5
+
+
+def test_non_finite_predictions_are_counted_and_added_nowhere():
+    clean, spoiled = Evaluation(2), Evaluation(2)
+    for batch in stream(5, labels=2):
+        add(clean, {**batch, "weights": np.where(np.arange(200) < 3, 0, batch["weights"]).astype(np.float32)})
+        batch["predictions"][:3] = [[np.nan, np.inf], [-np.inf, np.nan], [np.nan, np.nan]]
+        add(spoiled, batch)
+    assert spoiled.non_finite == 30
+    assert compute(spoiled.state()) == compute(clean.state())
+
+
+def test_stopping_and_resuming_is_invisible():
+    batches = list(stream(60, labels=2))
+    whole, first, second = Evaluation(2, window=1_000), Evaluation(2, window=1_000), Evaluation(2, window=1_000)
+    for batch in batches:
+        add(whole, batch)
+    for batch in batches[:31]:
+        add(first, batch)
+    second.restore(first.state())
+    for batch in batches[31:]:
+        add(second, batch)
+    expected = whole.state()
+    for name, array in second.state().items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
+def test_two_ranks_together_are_one():
+    batches = list(stream(20, labels=2))
+    whole, even, odd = Evaluation(2), Evaluation(2), Evaluation(2)
+    for number, batch in enumerate(batches):
+        add(whole, batch)
+        add(even if number % 2 == 0 else odd, batch)
+    together, alone = compute(merge_states([even.state(), odd.state()])), compute(whole.state())
+    for mine, other in zip(together, alone, strict=True):
+        assert mine.ne == pytest.approx(other.ne)
+        assert mine.auc == pytest.approx(other.auc)
+        assert mine.calibration == pytest.approx(other.calibration)
+
+
+def test_without_both_kinds_of_labels_there_is_no_ne():
+    evaluation = Evaluation(1)
+    assert compute(evaluation.state())[0].ne is None
+    predictions = np.full((4, 1), 0.3, np.float32)
+    evaluation.add(predictions, labels=np.zeros((4, 1)), weights=np.ones(4), scores=np.full((4, 1), np.nan))
+    metrics = compute(evaluation.state())[0]
+    assert (metrics.ne, metrics.auc, metrics.calibration, metrics.logged_ne) == (None, None, None, None)

@@ -1,0 +1,272 @@
+"""The cut: weights, optimizer, positions, metrics and random state of one moment between two steps.
+
+A cut is written beside the older ones and put in force by one rename (ARCHITECTURE.md, "The cut"). A crash at any
+point leaves the former cut in force. Digests are verified before anything else of a cut is opened.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
+
+from trainer import cut_files, durable
+from trainer.cut_files import CURRENT, RECORD, TEMPORARY, Current, CutError, CutRecord, DamagedCut
+from trainer.folder_lock import FolderLock, FolderTaken
+from trainer.ranks import Ranks
+
+__all__ = ["CutError", "CutRecord", "CutStore", "DamagedCut", "LoadedCut", "cuts_folder"]
+
+Tensors = Mapping[str, Any]
+"""Tensors and ShardedTensors by name."""
+
+
+@dataclass(frozen=True)
+class LoadedCut:
+    """What was read beside the tensors."""
+
+    name: str
+    record: CutRecord
+    arrays: list[dict[str, np.ndarray]]
+    """By rank of the processes that wrote the cut."""
+    passed_over: list[str]
+    """Damaged cuts that were newer, with the reason."""
+
+
+class CutStore:
+    """The cuts in one folder. All ranks make the same calls in the same order.
+
+    `hook` is called with the name of each stage of writing as it is reached: a place to crash in tests.
+    """
+
+    def __init__(self, url: str, *, keep: int, ranks: Ranks, hook: Callable[[str], object] = lambda _: None) -> None:
+        self._root = cuts_folder(url)
+        self._keep = keep
+        self._ranks = ranks
+        self._hook = hook
+        self._lock: FolderLock | None = None
+
+    @property
+    def root(self) -> Path:
+        """The folder."""
+        return self._root
+
+    def hold(self) -> None:
+        """Keep other trainers off the folder until this process ends. FolderTaken on all ranks where one has it."""
+        error = None
+        if self._ranks.rank == 0:
+            try:
+                self._lock = FolderLock(self._root)
+            except CutError as failure:
+                error = str(failure)
+        error = self._ranks.first_error(error)
+        if error is not None:
+            raise FolderTaken(error)
+
+    def write(self, tensors: Tensors, *, record: CutRecord, arrays: Mapping[str, np.ndarray]) -> str:
+        """Write a cut and put it in force; returns its name. `arrays` are this rank's own; `record` is rank 0's.
+
+        Raises CutError on all ranks where it could not be written; the former cut stays in force. Stages:
+
+        1. `begun`: an empty folder of a temporary name;
+        2. `tensors`, `arrays`, `record`, `sealed`: its files, the digests last;
+        3. `renamed`: the folder has its name, but nobody looks at it;
+        4. `current`: it is in force;
+        5. `retained`: older ones are deleted.
+        """
+        number = self._agree_number()
+        temporary = self._root / f"{TEMPORARY}{cut_files.cut_name(number)}"
+        try:
+            self._stage("begun", lambda: self._begin(temporary), only_first=True)
+            self._save_tensors(tensors, temporary)
+            self._stage("arrays", lambda: self._write_arrays(temporary, arrays))
+            self._stage("record", lambda: self._write_record(temporary, record), only_first=True)
+            self._stage("sealed", lambda: cut_files.seal(temporary), only_first=True)
+            self._stage("renamed", lambda: self._rename(temporary), only_first=True)
+            name = cut_files.cut_name(number)
+            self._stage("current", lambda: cut_files.replace_current(self._root, name), only_first=True)
+        except CutError:
+            if self._ranks.rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        self._stage("retained", lambda: self._retain(number), only_first=True)
+        return name
+
+    def load(self, tensors: Tensors) -> LoadedCut | None:
+        """Fill `tensors` from the newest cut that is whole; None where there is no cut at all.
+
+        Damaged cuts are passed over. Raises CutError where all are damaged, or where tensors and cut do not fit.
+        """
+        chosen, passed_over, error = self._choose() if self._ranks.rank == 0 else ("", [], None)
+        chosen, passed_over, error = self._ranks.gather((chosen, passed_over, error))[0]
+        if error is not None:
+            raise CutError(error)
+        if not chosen:
+            return None
+        folder = self._root / chosen
+        record = cut_files.decode((folder / RECORD).read_bytes(), CutRecord, what=str(folder / RECORD))
+        self._load_tensors(tensors, folder)
+        arrays = [_read_arrays(_arrays_file(folder, rank)) for rank in range(record.world_size)]
+        return LoadedCut(chosen, record, arrays, passed_over)
+
+    def clean(self) -> None:
+        """Delete what crashes left; once, before the first `write`."""
+        if self._ranks.rank == 0:
+            for folder in cut_files.unfinished(self._root):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _stage(self, name: str, work: Callable[[], object], *, only_first: bool = False) -> None:
+        """Do a part of the work, on rank 0 only or on all; CutError on all ranks where it failed on one."""
+        error = None
+        if self._ranks.rank == 0 or not only_first:
+            try:
+                work()
+            except OSError as failure:
+                error = f"{self._root}: the cut could not be written ({name}): {failure}"
+        error = self._ranks.first_error(error)
+        if error is not None:
+            raise CutError(error)
+        self._hook(name)
+
+    def _agree_number(self) -> int:
+        number = 0
+        if self._ranks.rank == 0:
+            with suppress(OSError):
+                number = max(cut_files.cut_numbers(self._root), default=0) + 1
+        return self._ranks.gather(number)[0]
+
+    def _begin(self, temporary: Path) -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+
+    def _save_tensors(self, tensors: Tensors, folder: Path) -> None:
+        try:
+            writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
+            save_tensors(dict(tensors), storage_writer=writer, process_group=self._ranks.control)
+        except (CheckpointException, OSError, RuntimeError) as failure:
+            raise CutError(f"{self._root}: the cut could not be written (tensors): {_reason(failure)}") from None
+        self._hook("tensors")
+
+    def _write_arrays(self, folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        data = save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        durable.write_through(_arrays_file(folder, self._ranks.rank), data)
+
+    def _write_record(self, folder: Path, record: CutRecord) -> None:
+        durable.write_through(folder / RECORD, msgspec.json.encode(record))
+
+    def _rename(self, temporary: Path) -> None:
+        temporary.rename(self._root / temporary.name.removeprefix(TEMPORARY))
+        durable.sync_folder(self._root)
+
+    def _retain(self, newest: int) -> None:
+        for number in cut_files.cut_numbers(self._root)[: -self._keep]:
+            if number != newest:
+                cut_files.remove(self._root / cut_files.cut_name(number))
+
+    def _choose(self) -> tuple[str, list[str], str | None]:
+        """The cut in force or, where that is damaged, the newest whole one before it; and why others were not taken."""
+        passed_over: list[str] = []
+        try:
+            in_force = self._in_force()
+        except DamagedCut as error:
+            in_force = None
+            passed_over.append(str(error))
+        numbers = cut_files.cut_numbers(self._root)
+        limit = cut_files.cut_number(in_force) if in_force else None
+        for number in reversed(numbers):
+            if limit is not None and number > limit:
+                continue
+            folder = self._root / cut_files.cut_name(number)
+            try:
+                cut_files.verify(folder)
+                cut_files.decode((folder / RECORD).read_bytes(), CutRecord, what=str(folder / RECORD))
+            except DamagedCut as error:
+                passed_over.append(str(error))
+            else:
+                return folder.name, passed_over, None
+        if in_force or passed_over:
+            reasons = "; ".join(passed_over) or f"{self._root / str(in_force)} is missing"
+            hint = "restore one of them, or set trainer.checkpoint_url to an empty folder to start anew"
+            return "", passed_over, f"no cut in {self._root} can be used: {reasons}; {hint}"
+        return "", [], None
+
+    def _in_force(self) -> str | None:
+        path = self._root / CURRENT
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DamagedCut(f"{path}: {error}") from None
+        name = cut_files.decode(data, Current, what=str(path)).cut
+        if cut_files.cut_number(name) is None:
+            raise DamagedCut(f"{path}: {name!r} is no cut")
+        if not (self._root / name).is_dir():
+            raise DamagedCut(f"{path}: {name} is not there")
+        return name
+
+    def _load_tensors(self, tensors: Tensors, folder: Path) -> None:
+        reader = FileSystemReader(folder)
+        saved = {
+            key: tuple(getattr(entry, "size", ())) for key, entry in reader.read_metadata().state_dict_metadata.items()
+        }
+        own = {key: tuple(value.shape) for key, value in tensors.items()}
+        expected = {key: shape for part in self._ranks.gather(own) for key, shape in part.items()}
+        odd = [key for key in saved | expected if saved.get(key) != expected.get(key)]
+        if odd:
+            key = min(odd, key=lambda name: (not name.startswith("model/"), name))
+            raise CutError(
+                f"{folder.name} does not fit the model: {len(odd)} tensors differ, the first: {key} is "
+                f"{_shape(saved.get(key))} in the cut and {_shape(expected.get(key))} in the model; "
+                "go back to the former config, or set trainer.checkpoint_url to an empty folder to start anew"
+            )
+        try:
+            load_tensors(dict(tensors), storage_reader=reader, process_group=self._ranks.control)
+        except (CheckpointException, OSError, RuntimeError) as failure:
+            raise CutError(f"{folder.name}: tensors cannot be read: {_reason(failure)}") from None
+
+
+def cuts_folder(url: str) -> Path:
+    """Where the cuts of a checkpoint_url stand; CutError where that is no folder."""
+    filesystem, path = url_to_fs(url)
+    if not isinstance(filesystem, LocalFileSystem):
+        raise CutError(f"{url}: cuts are written to a folder only - at $.trainer.checkpoint_url")
+    return Path(path)
+
+
+def _arrays_file(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank:04d}.safetensors"
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_arrays(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise DamagedCut(f"{path}: {error}") from None
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(list(shape))
+
+
+def _reason(failure: BaseException) -> str:
+    """The cause in one line; a CheckpointException holds one per rank."""
+    if isinstance(failure, CheckpointException):
+        causes = [f"rank {rank}: {error}" for rank, (error, _) in failure.failures.items()]
+        return "; ".join(cause.splitlines()[0] for cause in causes)
+    return str(failure).splitlines()[0]

@@ -1,0 +1,63 @@
+"""One trainer per folder of cuts: a lock that the kernel releases when its holder ends, however it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from trainer.cut_files import CutError
+
+NAME = ".lock"
+PATIENCE_S = 10.0
+"""The ranks of a trainer that was killed a moment ago may still be about to end."""
+RETRY_S = 0.1
+
+
+class FolderTaken(CutError):
+    """Another trainer writes its cuts there."""
+
+
+class FolderLock:
+    """Holds `.lock` in `root` until `release` or the end of the process."""
+
+    def __init__(self, root: Path, *, patience_s: float = PATIENCE_S) -> None:
+        """FolderTaken, with the holder's name, where another one still has it after `patience_s`."""
+        path = root / NAME
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise CutError(f"{path}: {error} - at $.trainer.checkpoint_url") from None
+        try:
+            self._wait(path, deadline_s=time.monotonic() + patience_s)
+        except CutError:
+            os.close(self._descriptor)
+            raise
+        with suppress(OSError):  # the name is for the reader of an error only, the disk may be full
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+    def release(self) -> None:
+        """Let others have it."""
+        os.close(self._descriptor)
+
+    def _wait(self, path: Path, *, deadline_s: float) -> None:
+        while True:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline_s:
+                    holder = os.pread(self._descriptor, 200, 0).decode(errors="replace") or "unknown"
+                    raise FolderTaken(
+                        f"{path}: another trainer holds it: {holder}; stop that one, "
+                        "or give this one a trainer.checkpoint_url and a trainer.versions_url of its own"
+                    ) from None
+                time.sleep(RETRY_S)
+            except OSError as error:
+                raise CutError(f"{path}: cannot be locked: {error} - at $.trainer.checkpoint_url") from None
+            else:
+                return

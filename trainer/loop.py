@@ -1,0 +1,278 @@
+"""The training loop: what every rank does, step after step."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from stream.kafka import KafkaError
+from trainer.board import Board, RankReport, Summary
+from trainer.cut import CutError
+from trainer.evaluation import SUMS
+from trainer.feed import FedBatch, Feed, FeedError
+from trainer.ikjt import TrainBatch
+from trainer.keeper import Keeper, Trained
+from trainer.ranks import Ranks
+from trainer.schedule import Schedule
+
+logger = logging.getLogger("trainer.loop")
+
+PATIENCE_S = 10.0
+"""How long the other ranks wait for one whose topic is known to hold more."""
+LOOK_UP_S = 0.1
+"""How often a waiting rank looks whether it was told to stop."""
+PAUSED_S = 0.05
+PUBLISHER_PATIENCE_S = 20.0
+"""How long the end waits for a version that is being written, twice at most: less than the launcher waits."""
+
+
+class NonFiniteLoss(Exception):
+    """A batch, or the weights before it, gave a loss that is not finite; training stops before the update."""
+
+
+class OtherRankFailed(Exception):
+    """Another rank cannot go on; its own error says why."""
+
+
+class Agreed(NamedTuple):
+    """What all ranks know before a step: sums over the ranks, or what rank 0 decided."""
+
+    samples: int
+    ranks_with_data: int
+    stop: int
+    failed: int
+    checkpoint: int
+    publish: int
+    report: int
+    reload: int
+    paused: int
+
+
+@dataclass(frozen=True)
+class StepRules:
+    """What a step is made of besides its batch."""
+
+    dummy: TrainBatch
+    """What a rank without data brings."""
+    full_batch: int
+    """Samples that the loss is divided by: every sample weighs the same, however the batches were cut."""
+
+
+class TrainingLoop:
+    """Trains until it is told to stop. All ranks step together; one without data brings an empty sample."""
+
+    def __init__(
+        self,
+        trained: Trained,
+        *,
+        feed: Feed,
+        keeper: Keeper,
+        board: Board,
+        schedule: Schedule,
+        rules: StepRules,
+        stop: threading.Event,
+    ) -> None:
+        """`stop`, once set by anyone: finish the step, keep what was trained, return from `run`."""
+        self._trained = trained
+        self._ranks: Ranks = trained.model.ranks
+        self._feed = feed
+        self._keeper = keeper
+        self._board = board
+        self._schedule = schedule
+        self._dummy = rules.dummy.to(self._ranks.device)
+        self._full_batch = rules.full_batch
+        self._stop = stop
+        self._failure: Exception | None = None
+        self._paused = False
+        self._was_dummy = False
+        self._uncut = False
+        # What was trained before, but never published: without traffic no step would ask for it.
+        self._unpublished = trained.state.step > 0 and keeper.publisher.version == 0
+        self._loss: float | None = None
+        self._loss_samples = 0
+        self._own_counters = dict.fromkeys(("batches", "dummy_steps", "non_finite_dense"), 0)
+
+    def run(self) -> None:
+        """Train. Raises FeedError, KafkaError (what was trained is kept), NonFiniteLoss, CutError (the last failed)."""
+        while True:
+            fed = self._fetch()
+            agreed = self._agree(fed)
+            if agreed.ranks_with_data:
+                self._step(fed, agreed)
+            if agreed.stop or agreed.failed:
+                break
+            self._obey(agreed)
+        self._finish()
+        if self._failure is not None:
+            raise self._failure
+        if agreed.failed:
+            raise OtherRankFailed(f"rank {self._ranks.rank} stops: another rank cannot go on")
+
+    def _fetch(self) -> FedBatch | None:
+        """The next batch of this rank, if there is one soon enough."""
+        if self._paused or self._failure is not None:
+            time.sleep(PAUSED_S)
+            return None
+        try:
+            return self._wait_for_batch()
+        except (FeedError, KafkaError) as error:
+            self._failure = error
+            return None
+
+    def _wait_for_batch(self) -> FedBatch | None:
+        idle_s = self._schedule.idle_timeout_s
+        alone = self._ranks.world_size == 1
+        deadline_s = time.monotonic() + (idle_s if alone else PATIENCE_S)
+        while True:
+            at_end = self._feed.idle
+            fed = self._feed.get(timeout_s=0 if at_end and self._was_dummy else min(idle_s, LOOK_UP_S))
+            if fed is not None or at_end or self._stop.is_set() or time.monotonic() >= deadline_s:
+                return fed
+
+    def _agree(self, fed: FedBatch | None) -> Agreed:
+        has_data = fed is not None
+        failed = self._failure is not None
+        vector: list[int] = [fed.num_samples if fed else 0, has_data, self._stop.is_set(), failed]
+        if self._ranks.rank == 0:
+            publisher = self._keeper.publisher
+            wants = self._schedule.wants(
+                uncut=self._uncut, unpublished=self._unpublished or publisher.owes, publisher_busy=publisher.busy
+            )
+            vector += [wants.checkpoint, wants.publish, wants.report, wants.reload, self._schedule.paused]
+        else:
+            vector += [0] * 5
+        agreed = Agreed(*self._ranks.sums(vector))
+        self._was_dummy = not has_data and agreed.ranks_with_data > 0
+        return agreed
+
+    def _step(self, fed: FedBatch | None, agreed: Agreed) -> None:
+        """Predict, judge the predictions, learn, and only then count the batch as trained."""
+        trained = self._trained
+        sums = None
+        if agreed.samples:
+            real = fed is not None and fed.num_samples > 0
+            batch = fed.tensors.to(self._ranks.device) if fed is not None else self._dummy
+            logits = trained.model(batch)
+            losses = binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
+            loss = (losses * batch.weights[:, None]).sum()
+            if fed is not None and real:
+                sums = self._judge(fed, logits, loss)
+            trained.model.update(loss / self._full_batch)
+        trained.state.step += 1
+        self._uncut = self._unpublished = True
+        if fed is None:
+            self._own_counters["dummy_steps"] += 1
+        else:
+            self._record(fed, sums)
+
+    def _judge(self, fed: FedBatch, logits: torch.Tensor, loss: torch.Tensor) -> np.ndarray:
+        """Progressive evaluation; NonFiniteLoss before anything is learned from a batch that has none."""
+        batch = fed.tensors
+        self._loss, self._loss_samples = float(loss.detach()) / fed.num_samples, fed.num_samples
+        sums = self._trained.evaluation.add(
+            torch.sigmoid(logits.detach()).cpu().numpy(),
+            labels=batch.labels.numpy(),
+            weights=batch.weights.numpy(),
+            scores=batch.scores.numpy(),
+        )
+        if not math.isfinite(self._loss):
+            raise NonFiniteLoss(
+                f"the loss of batch {fed.partition}@{fed.offset} is {self._loss}: "
+                "look at the batch, or go back to an older cut; nothing was learned from it"
+            )
+        return sums
+
+    def _record(self, fed: FedBatch, sums: np.ndarray | None) -> None:
+        trained = self._trained
+        trained.state.record(fed)
+        trained.ages.add(fed.event_times_ms, fed.append_times_ms)
+        self._own_counters["batches"] += 1
+        self._own_counters["non_finite_dense"] += fed.non_finite_dense
+        line: dict[str, Any] = {
+            "step": trained.state.step,
+            "partition": fed.partition,
+            "offset": fed.offset,
+            "samples": fed.num_samples,
+            "loss": self._loss if sums is not None else None,
+        }
+        if sums is not None:
+            line |= {name: sums[i].tolist() for i, name in enumerate(SUMS)}
+        trained.steps.append(line)
+
+    def _obey(self, agreed: Agreed) -> None:
+        """Between two steps, in this order: other weights, a cut, a version, a report."""
+        self._paused = bool(agreed.paused)
+        if agreed.reload and self._keeper.reload(agreed.reload):
+            self._uncut = self._unpublished = True
+        if agreed.checkpoint and self._keeper.checkpoint():
+            self._uncut = False
+        if agreed.publish:
+            self._keeper.publish()
+            self._unpublished = False
+        if agreed.report:
+            idle = "idle" if self._feed.idle and not agreed.ranks_with_data else "training"
+            self._report("paused" if self._paused else idle)
+
+    def _finish(self) -> None:
+        """The last cut and the last version, where there is something new."""
+        (uncut,) = self._ranks.sums([self._uncut])
+        kept = not uncut or self._keeper.checkpoint()
+        publisher = self._keeper.publisher
+        publisher.wait(timeout_s=PUBLISHER_PATIENCE_S)
+        unpublished, busy = self._ranks.sums([self._unpublished or publisher.owes, publisher.busy])
+        if unpublished and not busy:
+            self._keeper.publish()
+            publisher.wait(timeout_s=PUBLISHER_PATIENCE_S)
+        if publisher.busy:
+            logger.warning("the last version is not waited for any longer", extra={"seconds": PUBLISHER_PATIENCE_S})
+        self._report("failed" if self._failure else "stopped")
+        if self._failure is None and not kept:
+            why = self._keeper.last_error
+            self._failure = CutError(f"the last cut was not written, the one before it is in force: {why}")
+
+    def _report(self, state: str) -> None:
+        trained, keeper = self._trained, self._keeper
+        ages = {"event_to_weights": trained.ages.event_to_weights, "append_to_weights": trained.ages.append_to_weights}
+        report = RankReport(
+            partitions=trained.state.partitions,
+            counters=self._counters(),
+            evaluation=trained.evaluation.state(),
+            ages={name: (histogram.counts.copy(), histogram.sum_ms) for name, histogram in ages.items()},
+            loss=self._loss,
+            loss_samples=self._loss_samples,
+            lag_batches=self._feed.lag_batches,
+            stalled_s=self._feed.stalled_s,
+        )
+        reports = self._ranks.gather(report)
+        error = self._failure or keeper.last_error or keeper.publisher.last_error
+        summary = Summary(state, trained.state.step, keeper.publisher.version, keeper.cut, str(error or ""))
+        if self._ranks.rank == 0:
+            self._board.show(summary, reports)
+
+    def _counters(self) -> dict[str, int]:
+        """This rank's; those that all ranks count alike only on rank 0."""
+        trained, keeper, first = self._trained, self._keeper, self._ranks.rank == 0
+        own = {
+            **self._own_counters,
+            "non_finite_predictions": trained.evaluation.non_finite,
+            "samples_not_measured": trained.ages.not_measured,
+            "step_log_failures": trained.steps.failures,
+            **self._feed.counters(),
+        }
+        alike = {
+            "steps": trained.state.step,
+            **asdict(keeper.counts),
+            "versions_published": keeper.publisher.published,
+            "publish_failures": keeper.publisher.failures,
+            "orders_obeyed": self._schedule.orders_obeyed,
+            "orders_refused": self._schedule.orders_refused,
+        }
+        return own | {name: value if first else 0 for name, value in alike.items()}

@@ -1,0 +1,86 @@
+"""What the trainer is told over the `control` topic; heard by rank 0, obeyed by all at a step boundary."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from dataclasses import dataclass
+
+from stream.config import KafkaConfig
+from stream.control import ControlError, decode_control
+from stream.kafka import KafkaError, Reader, end_offsets
+
+logger = logging.getLogger("trainer.orders")
+
+ACTIONS = ("pause", "resume", "checkpoint", "publish", "reload")
+RETRY_S = 1.0
+POLL_MS = 200
+
+
+@dataclass(frozen=True)
+class Order:
+    """One order; `version` belongs to `reload`."""
+
+    action: str
+    id: str = ""
+    version: int = 0
+
+
+class Orders:
+    """A thread that listens from now on. Orders that are not understood are counted and logged."""
+
+    def __init__(self, kafka: KafkaConfig, *, topic: str) -> None:
+        self._kafka = kafka
+        self._topic = topic
+        self._heard: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self.refused = 0
+        self._thread = threading.Thread(target=self._run, name="orders", daemon=True)
+        self._thread.start()
+
+    def next(self) -> Order | None:
+        """The oldest order that was not handed out yet."""
+        try:
+            return self._heard.get_nowait()
+        except queue.Empty:
+            return None
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        positions: dict[int, int] = {}
+        while not self._stop.is_set():
+            try:
+                positions = positions or end_offsets(self._kafka, self._topic)
+                with Reader(self._kafka, topic=self._topic, positions=positions) as reader:
+                    self._listen(reader)
+            except KafkaError as error:
+                logger.warning("cannot listen to orders", extra={"topic": self._topic, "reason": str(error)})
+                positions = {}
+                self._stop.wait(RETRY_S)
+
+    def _listen(self, reader: Reader) -> None:
+        while not self._stop.is_set():
+            for message in reader.poll(max_messages=16, timeout_ms=POLL_MS):
+                self._take(message.value)
+
+    def _take(self, value: bytes | None) -> None:
+        try:
+            message = decode_control(value)
+        except ControlError as error:
+            self.refused += 1
+            logger.warning("an order was not understood", extra={"reason": str(error)})
+            return
+        if not message.is_for("trainer"):
+            return
+        if message.action not in ACTIONS or (message.action == "reload" and not (message.version or 0) > 0):
+            # An order to everyone may be meant for the others.
+            if message.target == "trainer":
+                self.refused += 1
+                logger.warning("an order was refused", extra={"action": message.action, "version": message.version})
+            return
+        self._heard.put(Order(message.action, message.id, message.version or 0))

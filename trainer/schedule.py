@@ -1,0 +1,74 @@
+"""When rank 0 wants a cut, a version, a report: by the clock, and by what it was told."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from stream.config import TrainerConfig
+from trainer.orders import Orders
+
+REPORT_EVERY_MS = 500
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What is to be done at this step boundary."""
+
+    checkpoint: bool = False
+    publish: bool = False
+    report: bool = False
+    reload: int = 0
+    """Version to take; 0: none."""
+
+
+class Schedule:
+    """Asked by rank 0 before every step; `orders` None: on the clock alone."""
+
+    def __init__(self, config: TrainerConfig, *, orders: Orders | None) -> None:
+        self._config = config
+        self._orders = orders
+        self._last_cut_ms = self._last_publication_ms = self._last_report_ms = _now_ms()
+        self.paused = False
+        self.orders_obeyed = 0
+
+    @property
+    def idle_timeout_s(self) -> float:
+        """How long a rank whose topic holds nothing waits before it joins the others with nothing."""
+        return self._config.idle_timeout_ms / 1000
+
+    @property
+    def orders_refused(self) -> int:
+        """Orders that were not understood."""
+        return self._orders.refused if self._orders else 0
+
+    def wants(self, *, uncut: bool, unpublished: bool, publisher_busy: bool) -> Wants:
+        """`uncut`, `unpublished`: there is something new since the last cut, the last version."""
+        now_ms = _now_ms()
+        ordered = self._ordered()
+        checkpoint = ordered.checkpoint or (uncut and self._due(self._last_cut_ms, self._config.checkpoint_every_ms))
+        publish = ordered.publish or (
+            unpublished and not publisher_busy and self._due(self._last_publication_ms, self._config.publish_every_ms)
+        )
+        report = self._due(self._last_report_ms, REPORT_EVERY_MS)
+        self._last_cut_ms = now_ms if checkpoint else self._last_cut_ms
+        self._last_publication_ms = now_ms if publish else self._last_publication_ms
+        self._last_report_ms = now_ms if report else self._last_report_ms
+        return Wants(checkpoint, publish, report, ordered.reload)
+
+    def _due(self, last_ms: int, every_ms: int) -> bool:
+        return _now_ms() - last_ms >= every_ms
+
+    def _ordered(self) -> Wants:
+        order = self._orders.next() if self._orders else None
+        if order is None:
+            return Wants()
+        self.orders_obeyed += 1
+        if order.action in ("pause", "resume"):
+            self.paused = order.action == "pause"
+        reload = order.version if order.action == "reload" else 0
+        return Wants(checkpoint=order.action == "checkpoint", publish=order.action == "publish", reload=reload)
+
+
+def _now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000

@@ -1,0 +1,259 @@
+"""The model over all ranks: who holds which part of which table, with which optimizer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import xxhash
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from torch import nn
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.types import ShardingEnv, ShardingPlan
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from stream.config import ModelConfig, OptimizerConfig
+from trainer.ikjt import TrainBatch
+from trainer.model import GroupedDLRM, table_name
+from trainer.ranks import Ranks
+from trainer.versions import TableShard, Version, VersionError
+
+INIT_BLOCK_ROWS = 65_536
+INIT_BOUND = 0.1
+ADAGRAD_EPS = 1e-8
+CPU_KINDS = ("table_wise",)
+"""Where the config leaves it open: cuts of whole tables can be taken over by another number of ranks."""
+FUSED = {"rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "sgd": EmbOptimType.EXACT_SGD}
+TABLES = "embeddings."
+
+
+class ShardingError(Exception):
+    """The model cannot be laid out as the config asks on these devices."""
+
+
+class ShardedModel:
+    """A GroupedDLRM under DistributedModelParallel, with fused optimizers for tables and torch's for dense layers."""
+
+    def __init__(self, model: GroupedDLRM, *, config: ModelConfig, optimizer: OptimizerConfig, ranks: Ranks) -> None:
+        """`model` has its tables on the meta device; `fill_tables` gives them their first values afterwards."""
+        self.ranks = ranks
+        sharder = EmbeddingBagCollectionSharder(
+            fused_params={
+                "optimizer": FUSED[optimizer.sparse],
+                "learning_rate": optimizer.sparse_learning_rate,
+                "eps": ADAGRAD_EPS,
+            }
+        )
+        self.module = DistributedModelParallel(
+            model,
+            device=ranks.device,
+            plan=_plan(model, sharder, config=config, ranks=ranks),
+            sharders=[sharder],
+            env=ShardingEnv.from_process_group(dist.group.WORLD),
+        )
+        self._optimizers = _optimizers(dict(self.module.named_parameters()), self._tables(), config=optimizer)
+
+    def __call__(self, batch: TrainBatch) -> torch.Tensor:
+        """Logits [B, L] of this rank's batch; every rank must call together."""
+        logits: torch.Tensor = self.module(batch)
+        return logits
+
+    def update(self, loss: torch.Tensor) -> None:
+        """Backward and one step of every optimizer; gradients are averaged over the ranks."""
+        for optimizer in self._optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        for optimizer in self._optimizers.values():
+            optimizer.step()
+
+    def fill_tables(self, *, seed: int) -> None:
+        """Give every table its first values: the same for a seed, whatever the sharding."""
+        for table, tensor in self._tables().items():
+            _fill(table, tensor, seed=seed)
+
+    def tensors(self) -> dict[str, torch.Tensor | ShardedTensor]:
+        """All state by name, aliases of what trains: `model/...`, `fused/...`, `<dense optimizer>/...`."""
+        named = {f"model/{key}": value for key, value in self.module.state_dict().items()}
+        for key, state in self.module.fused_optimizer.state_dict()["state"].items():
+            named |= {f"fused/{key}/{name}": value for name, value in state.items() if torch.is_tensor(value)}
+        names = {parameter: name for name, parameter in self.module.named_parameters()}
+        for kind, optimizer in self._optimizers.items():
+            for parameter, state in optimizer.state.items():
+                named |= {f"{kind}/{names[parameter]}/{k}": v for k, v in state.items() if torch.is_tensor(v)}
+        return named
+
+    def dense_weights(self) -> dict[str, np.ndarray]:
+        """Copies of all weights that are no tables, by state_dict name."""
+        return {key: _host_copy(value) for key, value in self._dense().items()}
+
+    def table_shards(self) -> list[TableShard]:
+        """Copies of the parts of the tables that this rank answers for (rank 0 for what all ranks hold)."""
+        shards = []
+        for table, tensor in self._tables().items():
+            rows, dim = tensor.shape
+            for area in _areas(tensor):
+                if isinstance(tensor, ShardedTensor) or self.ranks.rank == 0:
+                    weights = _host_copy(area.weights)
+                    shards.append(TableShard(table, rows, dim, area.row, area.col, weights))
+        return shards
+
+    def check_fit(self, version: Version) -> None:
+        """VersionError unless names and shapes are this model's."""
+        expected = {k: tuple(v.shape) for k, v in [*self._tables().items(), *self._dense().items()]}
+        given = {k: tuple(v.shape) for k, v in [*version.tables.items(), *version.dense.items()]}
+        if expected != given:
+            odd = sorted(key for key in expected | given if expected.get(key) != given.get(key))
+            raise VersionError(f"version {version.manifest.version} does not fit the model: {', '.join(odd[:5])}")
+
+    def take_weights(self, version: Version) -> None:
+        """Copy the weights of a version that fits; optimizer state stays."""
+        with torch.no_grad():
+            for table, tensor in self._tables().items():
+                for row, col, weights in _areas(tensor):
+                    part = version.tables[table][row : row + weights.shape[0], col : col + weights.shape[1]]
+                    weights.copy_(torch.from_numpy(np.array(part)))
+            for key, value in self._dense().items():
+                value.copy_(torch.from_numpy(np.array(version.dense[key])))
+
+    def _dense(self) -> dict[str, torch.Tensor]:
+        return {key: value for key, value in self.module.state_dict().items() if not key.startswith(TABLES)}
+
+    def _tables(self) -> dict[str, torch.Tensor | ShardedTensor]:
+        return tables_of(self.module.state_dict())
+
+
+def tables_of(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor | ShardedTensor]:
+    """The embedding tables in a GroupedDLRM's state_dict, sharded or not, by table name."""
+    return {key.split(".")[-2]: value for key, value in state_dict.items() if key.startswith(TABLES)}
+
+
+def fill_unsharded(model: GroupedDLRM, *, seed: int) -> None:
+    """The first values of an unsharded model's tables: those that the sharded one gets."""
+    for table, tensor in tables_of(model.state_dict()).items():
+        _fill(table, tensor, seed=seed)
+
+
+class _Area(NamedTuple):
+    row: int
+    col: int
+    weights: torch.Tensor
+
+
+def _areas(tensor: torch.Tensor | ShardedTensor) -> Iterator[_Area]:
+    """The parts of a table on this rank, as aliases."""
+    if not isinstance(tensor, ShardedTensor):
+        yield _Area(0, 0, tensor)
+        return
+    for shard in tensor.local_shards():
+        row, col = shard.metadata.shard_offsets
+        yield _Area(row, col, shard.tensor)
+
+
+def _fill(table: str, tensor: torch.Tensor | ShardedTensor, *, seed: int) -> None:
+    """Uniform in +-INIT_BOUND, drawn in blocks of rows, so that a shard draws only the blocks it overlaps."""
+    rows, dim = tensor.shape
+    with torch.no_grad():
+        for area in _areas(tensor):
+            last = area.row + area.weights.shape[0]
+            for block in range(area.row // INIT_BLOCK_ROWS, -(-last // INIT_BLOCK_ROWS)):
+                begin = block * INIT_BLOCK_ROWS
+                size = min(INIT_BLOCK_ROWS, rows - begin)
+                generator = torch.Generator().manual_seed(
+                    xxhash.xxh3_64_intdigest(f"{seed}/{table}/{block}".encode()) >> 1
+                )
+                drawn = (torch.rand(size, dim, generator=generator) * 2 - 1) * INIT_BOUND
+                first, end = max(begin, area.row), min(begin + size, last)
+                part = drawn[first - begin : end - begin, area.col : area.col + area.weights.shape[1]]
+                area.weights[first - area.row : end - area.row].copy_(part)
+
+
+def _host_copy(tensor: torch.Tensor) -> np.ndarray:
+    copied: np.ndarray = tensor.detach().to("cpu", copy=True).numpy()
+    return copied
+
+
+def _plan(
+    model: GroupedDLRM, sharder: EmbeddingBagCollectionSharder, *, config: ModelConfig, ranks: Ranks
+) -> ShardingPlan:
+    constraints = {
+        table_name(feature): _constraint(feature, config=config, ranks=ranks)
+        for spec in model.specs.values()
+        for feature in spec.table_rows
+    }
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world_size))
+    topology = Topology(ranks.world_size, compute_device=ranks.device.type, local_world_size=local_size)
+    planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints)
+    try:
+        return planner.collective_plan(model, [sharder], dist.group.WORLD)
+    except (PlannerError, ValueError, RuntimeError) as error:
+        raise ShardingError(f"no sharding plan for {ranks.world_size} ranks on {ranks.device.type}: {error}") from error
+
+
+def _constraint(feature: str, *, config: ModelConfig, ranks: Ranks) -> ParameterConstraints:
+    kinds: list[str] = list(config.tables.get(feature, config.default_table).sharding)
+    if ranks.device.type == "cpu":
+        if kinds == ["row_wise"]:
+            raise ShardingError(
+                f"table of '{feature}': row_wise sharding of bags needs NCCL: gloo gathers equal sizes only; "
+                "allow table_wise, column_wise or data_parallel - at $.trainer.model.tables"
+            )
+        kinds = [kind for kind in kinds if kind != "row_wise"] or list(CPU_KINDS)
+    kernels = ["dense"] if kinds == ["data_parallel"] else ["fused"]
+    if "data_parallel" in kinds and len(kinds) > 1:
+        kernels.append("dense")
+    return ParameterConstraints(
+        sharding_types=kinds or None,
+        compute_kernels=kernels,
+        min_partition=_shard_columns(config.dim, ranks.world_size),
+    )
+
+
+def _shard_columns(dim: int, world_size: int) -> int:
+    """Columns of a column-wise shard: divides `dim`, is a multiple of 4, and makes at most `world_size` shards."""
+    return min(c for c in range(4, dim + 1, 4) if dim % c == 0 and dim // c <= world_size)
+
+
+def _optimizers(
+    parameters: Mapping[str, nn.Parameter],
+    tables: Mapping[str, torch.Tensor | ShardedTensor],
+    *,
+    config: OptimizerConfig,
+) -> dict[str, torch.optim.Optimizer]:
+    """Torch's optimizers by name, their state made now: `dense`, and `replicated` for data-parallel tables."""
+    dense = [p for name, p in parameters.items() if not name.startswith(TABLES)]
+    copies = {name for name, tensor in tables.items() if not isinstance(tensor, ShardedTensor)}
+    replicated = [p for name, p in parameters.items() if name.startswith(TABLES) and name.split(".")[-2] in copies]
+    rate = config.dense_learning_rate
+    kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad}
+    optimizers: dict[str, torch.optim.Optimizer] = {"dense": kinds[config.dense](dense, lr=rate)}
+    if replicated:
+        rate = config.sparse_learning_rate
+        optimizers["replicated"] = (
+            RowWiseAdagrad(replicated, lr=rate, eps=ADAGRAD_EPS)
+            if config.sparse == "rowwise_adagrad"
+            else torch.optim.SGD(replicated, lr=rate)
+        )
+    for optimizer in optimizers.values():
+        _make_state(optimizer)
+    return optimizers
+
+
+def _make_state(optimizer: torch.optim.Optimizer) -> None:
+    """State is made by a first step: take one with zero gradients, which moves nothing, and set it back to zero."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for state in optimizer.state.values():
+        for value in state.values():
+            if torch.is_tensor(value):
+                value.zero_()
