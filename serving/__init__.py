@@ -1,0 +1,1 @@
+"""Scores requests with the newest version of the model, and follows new versions without a pause."""
