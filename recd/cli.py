@@ -1,0 +1,257 @@
+"""The command `recd`: one subcommand per service or tool, each importing only what it needs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stream.config import Config, ConfigError, load, to_yaml
+
+ACTIONS = {
+    "stream": ("pause", "resume", "drain", "close"),
+    "trainer": ("pause", "resume", "checkpoint", "publish", "reload"),
+    "serving": ("reload",),
+}
+EXIT_USAGE = 2
+EXIT_NOT_CLEAN = 1
+
+
+class ConfigCommand(click.Command):
+    """A command with `--config` and `--set`, whose function is handed the loaded Config first."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params = [
+            click.Option(["--config", "-c"], type=click.Path(path_type=Path), help="The recd.yaml to use."),
+            click.Option(["--set", "overrides"], multiple=True, metavar="A.B=C", help="Lay one key over the file."),
+            *self.params,
+        ]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Load the configuration, then run; a configuration that cannot be used ends with status 2."""
+        path, overrides = ctx.params.pop("config"), ctx.params.pop("overrides")
+        try:
+            ctx.params["config"] = load(_find(path), overrides=tuple(overrides))
+        except ConfigError as error:
+            click.echo(f"recd: {error}", err=True)
+            ctx.exit(EXIT_USAGE)
+        return super().invoke(ctx)
+
+
+def _find(path: Path | None) -> Path | None:
+    """The named file, else `recd.yaml` of this folder where there is one."""
+    if path is None and Path("recd.yaml").is_file():
+        return Path("recd.yaml")
+    return path
+
+
+def config_command(group: click.Group, name: str | None = None) -> Callable[[Callable[..., Any]], click.Command]:
+    """Decorator: a subcommand of `group` with a configuration."""
+    return group.command(name, cls=ConfigCommand)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="recd-stream", prog_name="recd")
+def cli() -> None:
+    """Streaming online training of recommendation models: interactions in, fresh models out."""
+
+
+@config_command(cli)
+@click.option("--accept-loss", multiple=True, type=int, metavar="PARTITION", help="Go on where the log was lost.")
+@click.option("--close-all", is_flag=True, help="Close every session under the old parameters first (journalled).")
+def stream(config: Config, accept_loss: tuple[int, ...], close_all: bool) -> None:
+    """Always on: interactions -> deduplicated training batches."""
+    from stream.app import run
+
+    sys.exit(run(config, accept_loss=accept_loss, close_all=close_all))
+
+
+@config_command(cli)
+def train(config: Config) -> None:
+    """Always on: batches -> model versions, one process per device."""
+    from trainer.launch import launch
+
+    sys.exit(launch(config))
+
+
+@config_command(cli)
+def serve(config: Config) -> None:
+    """Always on: versions -> scores over HTTP."""
+    from serving.app import run
+
+    sys.exit(run(config))
+
+
+@config_command(cli)
+@click.option(
+    "--rate", type=click.FloatRange(min=0, min_open=True), help="Events per second; as fast as it goes without."
+)
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after so long.")
+@click.option("--events", "max_events", type=click.IntRange(min=1), help="Stop after so many events.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--start-ms", type=int, help="Event time at which the world begins; with it the same seed gives the same events."
+)
+@click.option("--out-of-order", type=click.FloatRange(0, 1), default=0.0, help="Fraction of events sent late.")
+@click.option("--retries", type=click.FloatRange(0, 1), default=0.0, help="Fraction sent twice, as producers do.")
+@click.option("--malformed", type=click.FloatRange(0, 1), default=0.0, help="Fraction of records that fit no schema.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write what was sent.")
+def generate(config: Config, json_path: Path | None, **options: Any) -> None:
+    """Traffic with a known truth -> interactions."""
+    from recd.sources import run_generator
+
+    _finish(run_generator(config, **options), json_path)
+
+
+@config_command(cli, "import")
+@click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--format", "file_format", required=True, help="deskdrop")
+@click.option(
+    "--rate", type=click.FloatRange(min=0, min_open=True), help="Events per second; as fast as it goes without."
+)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write what was sent.")
+def import_(config: Config, path: Path, file_format: str, rate: float | None, json_path: Path | None) -> None:
+    """A file of events -> interactions."""
+    from recd.sources import run_import
+
+    _finish(run_import(config, path, file_format=file_format, rate=rate), json_path)
+
+
+@config_command(cli)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the whole result.")
+def audit(config: Config, json_path: Path | None) -> None:
+    """Which samples were trained once, twice, never. Status 1 when something is lost or doubled."""
+    from recd.audit import audit as run_audit
+    from recd.audit import format_report
+
+    result = run_audit(config)
+    if json_path:
+        json_path.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+    click.echo(format_report(result))
+    sys.exit(0 if result.ok else EXIT_NOT_CLEAN)
+
+
+@cli.command()
+@click.option(
+    "--seconds", type=click.FloatRange(min=1), default=120.0, show_default=True, help="Length of the traffic."
+)
+@click.option("--rate", type=click.FloatRange(min=1), default=1000.0, show_default=True, help="Events per second.")
+@click.option(
+    "--events",
+    "events_path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Real events instead of generated ones.",
+)
+@click.option("--format", "file_format", help="Format of --events: deskdrop.")
+@click.option("--workers", type=click.IntRange(1, 16), default=2, show_default=True, help="Stream workers.")
+@click.option("--ranks", type=click.IntRange(1, 16), default=1, show_default=True, help="Trainer processes.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--keep", is_flag=True, help="Stay up until Ctrl-C.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the report.")
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("var/demo"),
+    show_default=True,
+    help="Where logs and data of the run lie.",
+)
+@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Lay one key over the demo's configuration.")
+def demo(**options: Any) -> None:
+    """All of it on this machine: Kafka, Redis, traffic, workers, trainer, server, live view, report."""
+    from recd.demo import DemoOptions, run_demo
+
+    if (options["events_path"] is None) != (options["file_format"] is None):
+        raise click.UsageError("--events and --format go together")
+    sys.exit(run_demo(DemoOptions(**options)))
+
+
+@config_command(cli)
+@click.option("--all", "everything", is_flag=True, help="Also what runs by itself: torch, Java, embedded servers.")
+def doctor(config: Config, everything: bool) -> None:
+    """Is everything set up and reachable? Status 1 when something is not."""
+    from recd.doctor import diagnose
+
+    checks = diagnose(config, everything=everything)
+    for check in checks:
+        click.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:22} {check.detail}")
+        if not check.ok and check.remedy:
+            click.echo(f"      {'':22} -> {check.remedy}")
+    sys.exit(0 if all(check.ok for check in checks) else EXIT_NOT_CLEAN)
+
+
+@cli.group()
+def topics() -> None:
+    """The topics of the configuration."""
+
+
+@config_command(topics, "create")
+def topics_create(config: Config) -> None:
+    """Create what is missing, check what is there."""
+    from stream.topics import create_topics
+
+    for line in create_topics(config):
+        click.echo(line)
+
+
+@config_command(cli)
+@click.argument("target", type=click.Choice([*ACTIONS, "all"]))
+@click.argument("action", type=click.Choice(sorted({action for actions in ACTIONS.values() for action in actions})))
+@click.option("--version", type=int, help="reload: the version to take; the newest without.")
+def control(config: Config, target: str, action: str, version: int | None) -> None:
+    """Tell running services something over the control topic."""
+    from stream.control import send
+
+    if target != "all" and action not in ACTIONS[target]:
+        raise click.UsageError(f"{target} knows {', '.join(ACTIONS[target])}")
+    send(config, target=target, action=action, version=version)
+
+
+@cli.command()
+@click.argument("url")
+def health(url: str) -> None:
+    """Ask a service's URL; status 0 when it answers 200 (for container health checks)."""
+    from urllib.error import URLError
+    from urllib.request import urlopen
+
+    try:
+        with urlopen(url, timeout=5) as answer:
+            click.echo(answer.read().decode(errors="replace").strip())
+    except (URLError, OSError, ValueError) as error:
+        click.echo(f"{url}: {error}", err=True)
+        sys.exit(EXIT_NOT_CLEAN)
+
+
+@config_command(cli, "config")
+def show_config(config: Config) -> None:
+    """Print the whole configuration in force, defaults included."""
+    click.echo(to_yaml(config), nl=False)
+
+
+def _finish(result: Any, json_path: Path | None) -> None:
+    from dataclasses import asdict
+
+    counts = asdict(result)
+    if json_path:
+        json_path.write_text(json.dumps(counts, indent=2, default=str) + "\n")
+    click.echo(json.dumps(counts, default=str))
+
+
+def main() -> None:
+    """Entry point; an error with a name ends in one line, not in a traceback."""
+    from dedup_cache.errors import DedupCacheError
+    from recd.java import EmbeddedError
+    from stream.control import ControlError
+    from stream.kafka import KafkaError
+    from stream.topics import TopicError
+
+    try:
+        cli(prog_name="recd")
+    except (ConfigError, ControlError, DedupCacheError, EmbeddedError, KafkaError, TopicError) as error:
+        click.echo(f"recd: {error}", err=True)
+        sys.exit(EXIT_NOT_CLEAN)

@@ -1,0 +1,86 @@
+"""What the command says and refuses, before any server is needed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from recd.cli import cli
+from stream.config import Config, load
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli, list(arguments), prog_name="recd", catch_exceptions=False)
+    return result.exit_code, result.output
+
+
+def test_every_command_explains_itself() -> None:
+    code, text = run("--help")
+    assert code == 0
+    for name in cli.commands:
+        assert name in text
+        code, help_text = run(name, "--help")
+        assert code == 0
+        assert (cli.commands[name].help or "").split(".")[0] in " ".join(help_text.split())
+
+
+def test_the_printed_configuration_is_the_one_in_force(tmp_path: Path) -> None:
+    code, text = run("config", "--set", "session.gap_ms=1234")
+    assert code == 0
+    path = tmp_path / "recd.yaml"
+    path.write_text(text)
+    assert load(path) == load(None, overrides=("session.gap_ms=1234",)) != Config()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("session.gap_ms=abc", "Expected int, got str - at $.session.gap_ms"),
+        ("sesion.gap_ms=1", "unknown field sesion"),
+        ("session.gap=1", "unknown field gap - at $.session"),
+        ("session.gap_ms=-1", ">= 1"),
+        ("session.gap_ms", "expected KEY=VALUE"),
+        ("session.gap_ms=[", "not YAML"),
+        ("features=[{name: a, group: g, source: session.items, type: float}]", "type of its own"),
+        ("features=[{name: a, group: g}, {name: a, group: h}]", "named twice - at $.features[1].name"),
+        ("labels=[{name: a, engagements: [buy]}]", "not one of events.engagements"),
+        ("trainer.model.tables={nobody: {rows: 3}}", "no id feature has this name"),
+    ],
+)
+def test_a_bad_key_is_refused_with_its_path(override: str, message: str) -> None:
+    code, text = run("config", "--set", override)
+    assert code == 2
+    assert message in text
+
+
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    for content, message in (("a: [", "not YAML"), ("- 1", "Expected object, got list - at $")):
+        path.write_text(content)
+        code, text = run("config", "--config", str(path))
+        assert code == 2
+        assert str(path) in text
+        assert message in text
+    assert run("config", "--config", str(tmp_path / "none.yaml"))[0] == 2
+
+
+def test_an_order_that_a_service_does_not_know_is_refused() -> None:
+    code, text = run("control", "serving", "pause")
+    assert code == 2
+    assert "serving knows reload" in text
+
+
+def test_health_answers_by_exit_status() -> None:
+    assert run("health", "http://127.0.0.1:9/health")[0] == 1
+
+
+def test_stream_imports_neither_torch_nor_the_trainer() -> None:
+    program = (
+        "import sys, recd.cli, stream.app\n"
+        "refused = {'torch', 'torchrec', 'fbgemm_gpu', 'trainer', 'serving'}\n"
+        "found = refused & {m.split('.')[0] for m in sys.modules}\n"
+        "assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
