@@ -43,20 +43,39 @@ async def _serve(config: Config) -> None:
     runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, config.serving.host, config.serving.port)
-        await site.start()
+        listener = await loop.create_server(_handler(runner), config.serving.host, config.serving.port)
         server.start()
-        host, port = runner.addresses[0][:2]
+        host, port = listener.sockets[0].getsockname()[:2]
         logger.info("started", extra={"host": host, "port": port, "versions": config.trainer.versions_url})
         await stopped.wait()
         server.announce_stop()
-        await site.stop()
+        await _stop_listening(listener)
         # Before the runner is cleaned up: it throws away what arrives from then on.
         await server.drain(timeout_s=SHUTDOWN_S)
     finally:
         await runner.cleanup()
         await asyncio.to_thread(server.stop)
         logger.info("stopped")
+
+
+def _handler(runner: web.AppRunner) -> web.Server:
+    """What answers connections; there from `setup` on."""
+    if runner.server is None:
+        raise RuntimeError("the runner is not set up")
+    return runner.server
+
+
+async def _stop_listening(listener: asyncio.Server) -> None:
+    """Refuse new connections; serve those that were accepted before.
+
+    asyncio leaks a connection that it accepted in the very turn in which its listener closes: the client hears nothing
+    until the process ends. So accepting ends first, and what was accepted gets the turns that it needs to attach.
+    """
+    for socket in listener.sockets:
+        asyncio.get_running_loop().remove_reader(socket)
+    for _ in range(2):
+        await asyncio.sleep(0)
+    listener.close()
 
 
 def _one_log() -> None:
