@@ -36,15 +36,19 @@ class ConfigCommand(click.Command):
         """Load the configuration, then run; a configuration that cannot be used ends with status 2."""
         path, overrides = ctx.params.pop("config"), ctx.params.pop("overrides")
         try:
-            ctx.params["config"] = load(_find(path), overrides=tuple(overrides))
+            ctx.params["config"] = load(_find(path, preset=ctx.params.get("preset")), overrides=tuple(overrides))
         except ConfigError as error:
             click.echo(f"recd: {error}", err=True)
             ctx.exit(EXIT_USAGE)
         return super().invoke(ctx)
 
 
-def _find(path: Path | None) -> Path | None:
-    """The named file, else `recd.yaml` of this folder where there is one."""
+def _find(path: Path | None, *, preset: str | None = None) -> Path | None:
+    """The named file, else the preset's, else `recd.yaml` of this folder where there is one."""
+    if path is None and preset is not None:
+        from recd.presets import preset_path
+
+        return preset_path(preset)
     if path is None and Path("recd.yaml").is_file():
         return Path("recd.yaml")
     return path
@@ -88,6 +92,11 @@ def serve(config: Config) -> None:
 
 
 @config_command(cli)
+@click.option(
+    "--preset",
+    type=click.Choice(["demo", "recd"]),
+    help="Kind of traffic; its configuration where no --config is given.",
+)
 @click.option(
     "--rate", type=click.FloatRange(min=0, min_open=True), help="Events per second; as fast as it goes without."
 )

@@ -19,11 +19,12 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
-def run_generator(config: Config, **options: Any) -> Any:
+def run_generator(config: Config, *, preset: str | None = None, **options: Any) -> Any:
     """Generate until the bound, or a signal; returns the generator's report."""
-    from stream.generator import GeneratorOptions, generate
+    from stream.generator import generate
+    from stream.traffic import traffic_options
 
-    return generate(config, options=GeneratorOptions(**options), stop=stop_on_signals())
+    return generate(config, options=traffic_options(preset or "demo", **options), stop=stop_on_signals())
 
 
 def run_import(config: Config, path: Path, *, file_format: str, rate: float | None) -> Any:

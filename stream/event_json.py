@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import numpy as np
+
 from stream.catalogue import CATEGORIES, TAGS_PER_CATEGORY
 from stream.config import ConfigError, EventsConfig
+from stream.id_lists import IdLists
 from stream.world import CLICK, IMPRESSION, PURCHASE, SessionBlock, Window, World
 
 _COUNTRIES = ("BR", "CN", "DE", "FR", "IN", "JP", "NG", "US")
@@ -58,11 +61,11 @@ class EventRenderer:
     """Turns windows of a world into the JSON of events. `run` is part of every id, so that runs do not collide.
 
     Features beside `events.fields`: `country`, `age`, `interests`, `history` of the user, `category`, `price`, `tags`
-    of the item, and the truth, `p_click` and `p_purchase`.
+    of the item, the truth, `p_click` and `p_purchase`, and whatever `lists` has.
     """
 
-    def __init__(self, config: EventsConfig, *, world: World, run: str) -> None:
-        self._world, self._run = world, run
+    def __init__(self, config: EventsConfig, *, world: World, run: str, lists: IdLists | None = None) -> None:
+        self._world, self._run, self._lists = world, run, lists
         fields = config.fields
         shared = {"event_id": fields.event_id, "type": fields.type, "time": fields.time, "key": fields.key}
         self._impression = FieldLayout({**shared, "item": fields.item, "request_id": fields.request_id})
@@ -81,7 +84,13 @@ class EventRenderer:
         events = window.events
         names = ("time_ms", "kind", "number", "impression", "request", "session", "user", "item", "p_click")
         columns = [events[name].tolist() for name in (*names, "p_purchase")]
-        return [self._render_one(start_ms, *row).encode() for row in zip(*columns, strict=True)]
+        texts = [self._render_one(start_ms, *row) for row in zip(*columns, strict=True)]
+        if self._lists is not None:
+            shown = np.flatnonzero(events["kind"] == IMPRESSION)
+            more = self._lists.render(*(events[name][shown] for name in ("user", "item", "request")))
+            for i, members in zip(shown.tolist(), more, strict=True):
+                texts[i] = f"{texts[i][:-1]},{members}}}"
+        return [text.encode() for text in texts]
 
     def _render_one(self, start_ms: int, time_ms: int, kind: int, number: int, impression: int, *rest: float) -> str:
         request, session, user, item, p_click, p_purchase = rest

@@ -160,7 +160,14 @@ class World:
         numbers = self._sessions + np.arange(count)
         self._sessions += count
         lengths = rng.geometric(1.0 / self.options.requests_per_session, count)
-        play = _Sessions(users, numbers, self._now_ms + rng.integers(0, WINDOW_MS, count), int(lengths.max(initial=0)))
+        times_ms = self._now_ms + rng.integers(0, WINDOW_MS, count)
+        play = _Sessions(
+            users,
+            numbers,
+            times_ms,
+            max_requests=int(lengths.max(initial=0)),
+            candidates=self.options.candidates_per_request,
+        )
         parts = []
         for request in range(play.max_requests):
             active = np.flatnonzero(lengths > request)
@@ -186,7 +193,7 @@ class World:
         clicks = self._follow(shown[clicked.ravel()], CLICK, rng.uniform(0.02, 0.1, int(clicked.sum())) * gap)
         delays = np.minimum(rng.exponential(0.2, int(bought.sum())), 0.6) * gap
         purchases = self._follow(clicks[bought.ravel()[clicked.ravel()]], PURCHASE, delays)
-        play.note(active, items, clicked, self.catalogue)
+        play.note(active, items, clicked, self.catalogue, request=request)
         for events in (shown, clicks, purchases):
             np.maximum.at(play.ends_ms, np.searchsorted(play.numbers, events["session"]), events["time_ms"])
         return np.concatenate([shown, clicks, purchases])
@@ -256,28 +263,29 @@ class World:
 class _Sessions:
     """What the sessions under way know of themselves: S of them, played request by request."""
 
-    def __init__(self, users: np.ndarray, numbers: np.ndarray, times_ms: np.ndarray, max_requests: int) -> None:
+    def __init__(
+        self, users: np.ndarray, numbers: np.ndarray, times_ms: np.ndarray, *, max_requests: int, candidates: int
+    ) -> None:
         self.users, self.numbers, self.times_ms = users, numbers, times_ms
         self.max_requests = max_requests
         self.ends_ms = times_ms.copy()
         self.engaged: list[list[int]] = [[] for _ in users]
         self._last_category = np.full(len(users), -1, np.int64)
-        self._seen: list[np.ndarray] = []
+        self._seen = np.full((len(users), max_requests * candidates), -1, np.int64)
 
     def effects(self, active: np.ndarray, items: np.ndarray, found: Catalogue, request: int) -> np.ndarray:
         """float64 like `items`: drawn to the category clicked last, bored by what was seen, and tired in the end."""
         same = found.category[items] == self._last_category[active][:, None]
-        seen = np.zeros(items.shape, bool)
-        for earlier in self._seen:
-            seen |= (items[:, :, None] == earlier[active][:, None, :]).any(axis=2)
+        seen = (items[:, :, None] == self._seen[active, None, : request * items.shape[1]]).any(axis=2)
         effect: np.ndarray = _SAME_CATEGORY * same + _SEEN_BEFORE * seen + _TIRED * request
         return effect
 
-    def note(self, active: np.ndarray, items: np.ndarray, clicked: np.ndarray, found: Catalogue) -> None:
+    def note(
+        self, active: np.ndarray, items: np.ndarray, clicked: np.ndarray, found: Catalogue, *, request: int
+    ) -> None:
         """Remember what was shown and clicked."""
-        shown = np.full((len(self.users), items.shape[1]), -1, np.int64)
-        shown[active] = items
-        self._seen.append(shown)
+        width = items.shape[1]
+        self._seen[active, request * width : (request + 1) * width] = items
         for row, column in zip(*np.nonzero(clicked), strict=True):
             self.engaged[active[row]].append(int(items[row, column]))
             self._last_category[active[row]] = found.category[items[row, column]]
