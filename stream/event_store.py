@@ -62,6 +62,7 @@ class EventStore:
     def __init__(self, empty: ImpressionColumns) -> None:
         self._rows = _Growing(EVENT)
         self._offsets = _Growing(np.int64)
+        self._keys = _Growing(np.int64)
         self._record_keys = _Growing(object)
         self._values = _Growing(object)
         self._held = _Growing(np.bool_)
@@ -78,6 +79,7 @@ class EventStore:
         rows, impressions = block.rows, block.impressions
         self._rows.append(rows)
         self._offsets.append(rows["offset"])
+        self._keys.append(block.keys)
         self._record_keys.append(block.record_keys)
         self._values.append(block.values)
         self._held.append(np.ones(rows.shape[0], np.bool_))
@@ -116,6 +118,23 @@ class EventStore:
         records = (self._record_keys.used[places].tolist(), self._values.used[places].tolist())
         return [Rejected(*fields) for fields in zip(*columns, *records, strict=True)]
 
+    def held(self) -> Int64:
+        """The offsets of all events held, ascending."""
+        offsets: Int64 = self._offsets.used[self._held.used]
+        return offsets
+
+    def block(self, offsets: Int64) -> EventBlock:
+        """The events at ascending `offsets`, as they were appended."""
+        places = self._places(offsets)
+        rows = self._rows.used[places]
+        return EventBlock(
+            rows=rows,
+            keys=self._keys.used[places],
+            record_keys=self._record_keys.used[places],
+            values=self._values.used[places],
+            impressions=self.impressions(rows["offset"][rows["kind"] == IMPRESSION]),
+        )
+
     def release(self, offsets: Int64) -> None:
         """Forget the events at `offsets`."""
         self._held.used[self._places(offsets)] = False
@@ -129,7 +148,7 @@ class EventStore:
     def _compact(self) -> None:
         held = self._held.used
         held_impressions = held[self._rows.used["kind"] == IMPRESSION]
-        for column in (self._rows, self._offsets, self._record_keys, self._values, self._held):
+        for column in (self._rows, self._offsets, self._keys, self._record_keys, self._values, self._held):
             column.keep(held)
         for part in self._lists:
             _keep(part, held_impressions)

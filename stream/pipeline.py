@@ -13,11 +13,11 @@ from dedup_cache.arrays import AnyArray, Int64
 from stream.columns import GroupAssembler
 from stream.config import Config, EventsConfig, FeatureConfig, LabelConfig, SessionConfig
 from stream.event_store import EventStore
-from stream.events import IMPRESSION, Decoder
+from stream.events import IMPRESSION, Decoder, EventBlock
 from stream.labels import ClosedEvents, label_kinds, label_matrix, match
 from stream.records import CommitPoint, PipelineCounts, PipelineOutput, RecordBlock, Rejected, SampleBlock
 from stream.session_features import SessionFeatures
-from stream.sessions import DUPLICATE, FULL, LATE, PartitionSessions, Placement
+from stream.sessions import DUPLICATE, FULL, LATE, OpenSessions, PartitionSessions, Placement
 
 DROP_REASONS = {
     LATE: ("late", "older than the watermark less the session gap"),
@@ -43,6 +43,16 @@ class PipelineConfig:
     def of(config: Config) -> PipelineConfig:
         """The slice of the whole configuration."""
         return PipelineConfig(config.events, config.features, config.labels, config.session)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PipelineState:
+    """All that a pipeline remembers but the events that it holds."""
+
+    position: int
+    watermark_ms: int
+    max_event_time_ms: int
+    sessions: OpenSessions
 
 
 class PartitionPipeline:
@@ -132,6 +142,40 @@ class PartitionPipeline:
     def next_close_watermark_ms(self) -> int | None:
         """A watermark below which `advance` closes nothing; None without open sessions."""
         return self._sessions.next_close_ms()
+
+    def state(self) -> PipelineState:
+        """What it remembers besides the events at `held_offsets`."""
+        return PipelineState(self.position, self.watermark_ms, self.max_event_time_ms, self._sessions.state())
+
+    def held_offsets(self) -> Int64:
+        """The offsets of the events that open sessions hold, ascending."""
+        return self._store.held()
+
+    def held_events(self, offsets: Int64) -> EventBlock:
+        """Those at ascending `offsets`, as they were decoded; they never change while they are held."""
+        return self._store.block(offsets)
+
+    @staticmethod
+    def restore(
+        config: PipelineConfig, *, partition: int, state: PipelineState, events: EventBlock
+    ) -> PartitionPipeline:
+        """The pipeline that gave `state`, from all the events that it held, in offset order.
+
+        It emits from then on what that one would have. Raises RestoreError where these do not belong together.
+        """
+        start = CommitPoint(state.position, state.watermark_ms)
+        pipeline = PartitionPipeline(config, partition=partition, start=start)
+        rows = events.rows
+        pipeline._sessions.restore(
+            state.sessions,
+            offsets=rows["offset"],
+            times_ms=rows["time_ms"],
+            keys=events.keys,
+            event_ids=rows["event_id"],
+        )
+        pipeline._sessions.max_event_time_ms = state.max_event_time_ms
+        pipeline._store.append(events)
+        return pipeline
 
     def _check(self, block: RecordBlock) -> None:
         ascending = bool((block.offsets[1:] > block.offsets[:-1]).all())

@@ -44,6 +44,26 @@ class Placement:
     """int64[X]"""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenSessions:
+    """All that is known of K open sessions but their events; oldest first offset first. Everything int64[K].
+
+    An event belongs to the session of its key with the greatest start not after it: those of a key never overlap.
+    """
+
+    keys: Int64
+    starts_ms: Int64
+    lasts_ms: Int64
+    """Of events that counted as duplicates or as too many, too."""
+    first_offsets: Int64
+    watermarks_before_ms: Int64
+    """The watermark before the first offset."""
+
+
+class RestoreError(ValueError):
+    """Sessions and events that do not belong together."""
+
+
 class _Session:
     """A session; `kept` are the offsets of its events by event id. Closed or merged into another, it is not open."""
 
@@ -156,6 +176,47 @@ class PartitionSessions:
             return None
         return CommitPoint(self._by_age[0].first_offset, self._by_age[0].watermark_before_ms)
 
+    def state(self) -> OpenSessions:
+        """What `restore` needs besides the events that are held."""
+        fields = [
+            (s.key, s.start_ms, s.last_ms, s.first_offset, s.watermark_before_ms) for s in self._by_age if s.is_open
+        ]
+        return OpenSessions(*np.array(fields, np.int64).reshape(-1, 5).T)
+
+    def restore(
+        self, sessions: OpenSessions, *, offsets: Int64, times_ms: Int64, keys: Int64, event_ids: Int64
+    ) -> None:
+        """Take over `sessions` and the events they hold, each int64[M], as if all had been placed. Only when empty.
+
+        Raises RestoreError.
+        """
+        opened = self._reopen(sessions)
+        of_event = _session_of(sessions, keys=keys, times_ms=times_ms)
+        columns = zip(of_event.tolist(), event_ids.tolist(), offsets.tolist(), strict=True)
+        for session, event_id, offset in columns:
+            opened[session].kept[event_id] = offset
+        self.open_events = sum(len(session.kept) for session in opened)
+        if self.open_events != offsets.shape[0] or not all(session.kept for session in opened):
+            raise RestoreError("a session without events, or an event id twice in a session")
+
+    def _reopen(self, sessions: OpenSessions) -> list[_Session]:
+        gap_ms, columns = self._config.gap_ms, (getattr(sessions, name).tolist() for name in sessions.__slots__)
+        opened = []
+        for cell, (key, start_ms, last_ms, first_offset, before_ms) in zip(
+            self._cells(sessions.starts_ms, sessions.keys), zip(*columns, strict=True), strict=True
+        ):
+            session = _Session(
+                key, cell=cell, time_ms=start_ms, first_offset=first_offset, watermark_before_ms=before_ms
+            )
+            session.last_ms = last_ms
+            self._by_key.setdefault(key, []).append(session)
+            self._by_close.append((last_ms + gap_ms, first_offset, session))
+            opened.append(session)
+        heapq.heapify(self._by_close)
+        self._by_age.extend(opened)
+        self.open_sessions = len(opened)
+        return opened
+
     def close_all_watermark_ms(self) -> int:
         """The smallest watermark at which every open session is closed; the present one without sessions."""
         lasts = [session.last_ms for session in self._by_age if session.is_open]
@@ -244,3 +305,20 @@ class PartitionSessions:
             del self._by_key[session.key]
         else:
             of_key.remove(session)
+
+
+def _session_of(sessions: OpenSessions, *, keys: Int64, times_ms: Int64) -> Int64:
+    """int64[M]: the number of each event's session. Raises RestoreError where there is none."""
+    num_sessions = sessions.keys.shape[0]
+    all_keys = np.concatenate([sessions.keys, keys])
+    all_times = np.concatenate([sessions.starts_ms, times_ms])
+    order = np.lexsort((np.arange(all_keys.size) >= num_sessions, all_times, all_keys))
+    at = np.maximum.accumulate(np.where(order < num_sessions, np.arange(order.size), -1))
+    candidate = np.where(at >= 0, order[at], -1)
+    found = np.empty(order.size, np.int64)
+    found[order] = candidate
+    of_event = found[num_sessions:]
+    fits = (of_event >= 0) & (sessions.keys[of_event] == keys) & (times_ms <= sessions.lasts_ms[of_event])
+    if not fits.all():
+        raise RestoreError(f"{np.count_nonzero(~fits)} events are of no session")
+    return of_event

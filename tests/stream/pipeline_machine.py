@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from stream.config import Config, EventsConfig, FeatureConfig, LabelConfig, SessionConfig
-from stream.pipeline import PartitionPipeline, PipelineConfig
+from stream.events import EventBlock
+from stream.pipeline import PartitionPipeline, PipelineConfig, PipelineState
 from stream.records import NO_WATERMARK, CommitPoint, PipelineCounts, RecordBlock
 from tests.stream.oracle import Emitted, Oracle
 
@@ -86,8 +87,29 @@ SPOILED = st.sampled_from(
 )
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """What a pipeline said of itself at some moment."""
+
+    state: PipelineState
+    events: EventBlock
+
+    @staticmethod
+    def of(pipeline: PartitionPipeline) -> Snapshot:
+        return Snapshot(pipeline.state(), pipeline.held_events(pipeline.held_offsets()))
+
+    def same_as(self, other: Snapshot) -> bool:
+        mine, theirs = (
+            [one.events.rows, one.events.keys, one.events.values]
+            + [getattr(one.state.sessions, name) for name in one.state.sessions.__slots__]
+            + [one.state.position, one.state.watermark_ms, one.state.max_event_time_ms]
+            for one in (self, other)
+        )
+        return all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
 class PipelineMachine(RuleBasedStateMachine):
-    """A log grows; the pipeline is fed, advanced and now and then replaced by one rebuilt from a commit point."""
+    """A log grows; the pipeline is fed, advanced, and replaced by one rebuilt from a commit point or a snapshot."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,6 +119,7 @@ class PipelineMachine(RuleBasedStateMachine):
         self.log: list[Source] = []
         self.advances: list[tuple[int, int]] = []
         self.commits = [CommitPoint(0)]
+        self.snapshots: list[Snapshot] = []
         self.clock_ms = 100
         self.next_offset = 0
 
@@ -137,8 +160,27 @@ class PipelineMachine(RuleBasedStateMachine):
         self.rebuild_from(start, cuts=data.draw(st.sets(st.integers(0, len(self.log)), max_size=5)))
 
     def rebuild_from(self, start: CommitPoint, *, cuts: set[int]) -> None:
-        rebuilt = self.fresh(start)
-        advances = [one for one in self.advances if one[0] >= start.offset]
+        self.replay(self.fresh(start), cuts=cuts)
+
+    @rule()
+    def snapshot(self) -> None:
+        self.snapshots.append(Snapshot.of(self.pipeline))
+
+    @precondition(lambda self: self.snapshots)
+    @rule(data=st.data())
+    def restore(self, data: st.DataObject) -> None:
+        self.restore_from(data.draw(st.sampled_from(self.snapshots[-3:])), cuts=data.draw(st.sets(st.integers(0, 99))))
+
+    def restore_from(self, snapshot: Snapshot, *, cuts: set[int]) -> None:
+        restored = PartitionPipeline.restore(
+            PipelineConfig.of(CONFIG), partition=3, state=snapshot.state, events=snapshot.events
+        )
+        assert Snapshot.of(restored).same_as(snapshot)
+        self.replay(restored, cuts=cuts)
+
+    def replay(self, rebuilt: PartitionPipeline, *, cuts: set[int]) -> None:
+        """The log and the advances from where it stands to where the pipeline is; then it takes over."""
+        advances = [one for one in self.advances if one[0] >= rebuilt.position]
         stops = [*advances, (self.pipeline.position, NO_WATERMARK)]
         for position, watermark_ms in stops:
             due = [s for s in self.log if rebuilt.position <= s.offset < position]
@@ -147,6 +189,7 @@ class PipelineMachine(RuleBasedStateMachine):
         for name in ("position", "watermark_ms", "open_sessions", "open_events"):
             assert getattr(rebuilt, name) == getattr(self.pipeline, name), name
         assert rebuilt.commit_point() == self.pipeline.commit_point()
+        assert rebuilt.close_all_watermark_ms() == self.pipeline.close_all_watermark_ms()
         self.pipeline = rebuilt
 
     @rule()

@@ -69,6 +69,10 @@ def test_long_random_logs_cut_advanced_and_rebuilt_at_random(seed: int, monkeypa
             if rng.random() < 0.2:
                 machine.idle_by(rng.randrange(12))
             if rng.random() < 0.2:
+                machine.snapshot()
+            if machine.snapshots and rng.random() < 0.2:
+                machine.restore_from(rng.choice(machine.snapshots[-4:]), cuts={rng.randrange(250)})
+            if rng.random() < 0.2:
                 cuts = {rng.randrange(250) for _ in range(4)}
                 machine.rebuild_from(rng.choice(machine.commits[-4:]), cuts=cuts)
     machine.feed(machine.pipeline, machine.log[machine.pipeline.position :], cuts=set(), into=machine.emitted)
