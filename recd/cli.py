@@ -132,6 +132,30 @@ def import_(config: Config, path: Path, file_format: str, rate: float | None, js
 
 
 @config_command(cli)
+@click.option("--into", required=True, metavar="TOPIC", help="Batches topic to write; made where it is missing.")
+@click.option("--from", "first_time", metavar="TIME", help="Arrival of the first event: 2026-11-01T00:00 is UTC.")
+@click.option("--to", "last_time", metavar="TIME", help="Arrival of the first event that is left out.")
+@click.option("--from-offset", "first_offset", type=click.IntRange(min=0), help="Instead of --from, with --partition.")
+@click.option("--to-offset", "last_offset", type=click.IntRange(min=0), help="Instead of --to, with --partition.")
+@click.option("--partition", "partitions", multiple=True, type=click.IntRange(min=0), help="Only this one; repeatable.")
+@click.option("--speed", type=click.FloatRange(min=0, min_open=True), help="Times as fast as event time passed.")
+@click.option("--follow", is_flag=True, help="Then go on with the live batches, without a gap or a double.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the report.")
+def replay(config: Config, json_path: Path | None, **options: Any) -> None:
+    """A stretch of the interactions once more -> a batches topic of its own; the live run hears nothing of it.
+
+    The samples of a partition are those of the live run, in its order. Killed and started again with the same
+    --into it goes on where it was. To train on it: recd train --set topics.batches=TOPIC.
+    """
+    from recd.replay import ReplayOptions, format_replay, report_dict, run_replay
+
+    report = run_replay(config, ReplayOptions(**options))
+    if json_path:
+        json_path.write_text(json.dumps(report_dict(report), indent=2) + "\n")
+    click.echo(format_replay(report))
+
+
+@config_command(cli)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the whole result.")
 def audit(config: Config, json_path: Path | None) -> None:
     """Which samples were trained once, twice, never. Status 1 when something is lost or doubled."""
@@ -256,11 +280,23 @@ def main() -> None:
     from dedup_cache.errors import DedupCacheError
     from recd.java import EmbeddedError
     from stream.control import ControlError
+    from stream.journal import JournalError
     from stream.kafka import KafkaError
+    from stream.replay.errors import ReplayError
     from stream.topics import TopicError
 
+    named = (
+        ConfigError,
+        ControlError,
+        DedupCacheError,
+        EmbeddedError,
+        JournalError,
+        KafkaError,
+        ReplayError,
+        TopicError,
+    )
     try:
         cli(prog_name="recd")
-    except (ConfigError, ControlError, DedupCacheError, EmbeddedError, KafkaError, TopicError) as error:
+    except named as error:
         click.echo(f"recd: {error}", err=True)
         sys.exit(EXIT_NOT_CLEAN)

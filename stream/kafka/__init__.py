@@ -4,11 +4,13 @@ from stream.kafka.admin import (
     begin_offsets,
     create_topic,
     end_offsets,
+    offsets_at,
     partition_count,
     topic_id,
     topic_settings,
     wait_for_broker,
 )
+from stream.kafka.bookmarks import Bookmarks
 from stream.kafka.errors import (
     BrokerUnavailable,
     DeliveryFailed,
@@ -27,6 +29,7 @@ from stream.kafka.transaction import TransactionalWriter
 from stream.kafka.writer import Writer
 
 __all__ = [
+    "Bookmarks",
     "BrokerUnavailable",
     "Committed",
     "DeliveryFailed",
@@ -50,6 +53,7 @@ __all__ = [
     "begin_offsets",
     "create_topic",
     "end_offsets",
+    "offsets_at",
     "partition_count",
     "topic_id",
     "topic_settings",

@@ -100,6 +100,18 @@ def end_offsets(kafka: KafkaConfig, topic: str, *, committed: bool = True) -> di
     return _offsets(kafka, topic, spec=LATEST, committed=committed)
 
 
+def offsets_at(kafka: KafkaConfig, topic: str, *, time_ms: int) -> dict[int, int]:
+    """By partition, the offset of the first record whose timestamp is not before `time_ms`; the end without one.
+
+    Raises TopicMissing, BrokerUnavailable.
+    """
+    found = _offsets(kafka, topic, spec=OffsetSpec.for_timestamp(time_ms), committed=True)
+    if min(found.values()) >= 0:
+        return found
+    ends = end_offsets(kafka, topic)
+    return {partition: offset if offset >= 0 else ends[partition] for partition, offset in found.items()}
+
+
 def _offsets(kafka: KafkaConfig, topic: str, *, spec: OffsetSpec, committed: bool) -> dict[int, int]:
     client = _client(kafka)
     partitions = range(len(_describe(client, topic, kafka=kafka).partitions))

@@ -1,0 +1,198 @@
+"""Replays on a real broker: the samples of the live run once more, whatever happens to either."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from dedup_cache import Batch, decode, expand
+from recd.embedded import EmbeddedKafka, EmbeddedRedis
+from stream.columns import batch_schema
+from stream.config import Config
+from stream.context import Clock
+from stream.kafka import KafkaError, Writer, create_topic, end_offsets
+from stream.replay.errors import NoJournal, OtherConfig, OtherReplay, RangeGone, ReplayError
+from stream.replay.history import History, KafkaHistory
+from stream.replay.request import ReplayReport, ReplayRequest
+from stream.replay.run import Replay
+from stream.replay.stretch import Bound
+from tests.stream.rig import ROOT, START_MS, Rig, read_all, traffic, wait_until
+from trainer.resolver import Resolver, ValuesLog
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture
+def rig(tmp_path: Path, kafka: EmbeddedKafka, redis_server: EmbeddedRedis, topic_prefix: str) -> Iterator[Rig]:
+    rig = Rig(tmp_path, kafka=kafka.bootstrap, redis=redis_server.url, prefix=topic_prefix).create()
+    yield rig
+    rig.close()
+
+
+class NoStore:
+    """A store that never has anything: what is by reference comes from the `values` topic."""
+
+    def fetch(self, group: str, ids: Any, checks: Any, *, generation: str | None = None) -> list[bytes | None]:
+        return [None] * len(ids)
+
+
+def batches_of(config: Config, topic: str) -> list[Batch]:
+    schema = batch_schema(config)
+    resolver = Resolver(schema, store=NoStore(), log=ValuesLog(config.kafka, topic=config.topics.values))
+    return [resolver.resolve(decode(message.value or b"", schema)) for message in read_all(config, topic)]
+
+
+def rows_of(config: Config, topic: str) -> dict[int, list[bytes]]:
+    """By source partition, every sample as bytes: all its columns, its features expanded; `seq` must count them."""
+    found: dict[int, list[bytes]] = {}
+    for batch in batches_of(config, topic):
+        rows = found.setdefault(batch.meta.source_partition, [])
+        if not rows:
+            rows += [b""] * batch.meta.seq
+        assert batch.meta.seq == len(rows), f"{topic}: a batch before sample {batch.meta.seq} is missing or doubled"
+        columns = [batch.sample_ids, batch.labels, batch.weights, batch.scores]
+        columns += [batch.event_times_ms, batch.append_times_ms]
+        parts = [[column[i].tobytes() for i in range(batch.num_samples)] for column in columns]
+        for group in batch.groups.values():
+            plain = expand(group)
+            parts.append([row.tobytes() for row in plain.dense])
+            parts += [[ids.tobytes() for ids in column.rows()] for column in plain.lists.values()]
+        rows += [repr(part).encode() for part in zip(*parts, strict=True)]
+    return found
+
+
+def start_replay(rig: Rig, into: str, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "recd", "replay", "--config", str(rig.config_path), "--into", into, *options]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def replay(rig: Rig, into: str, *, history: History | None = None, **request: Any) -> ReplayReport:
+    """In this process."""
+    clock = Clock(lambda: time.time_ns() // 1_000_000, lambda: time.monotonic_ns() // 1_000_000)
+    history = history or KafkaHistory(rig.config)
+    asked = ReplayRequest(into=rig.prefix + into, **request)
+    return Replay(rig.config, asked, history=history, clock=clock, stop=Event()).run()
+
+
+def samples_in(rig: Rig, into: str) -> int:
+    return sum(len(rows) for rows in rows_of(rig.config, rig.prefix + into).values())
+
+
+def test_a_replay_is_the_live_run_once_more(rig: Rig) -> None:
+    """Of a run that was killed and that idled; in one go, in two stretches that meet, killed and started again."""
+    rig.publish(traffic(sessions=100))
+    rig.worker("killed", crash="batch_sent:6").wait_killed()
+    with rig.worker() as worker:
+        worker.wait_drained()
+        rig.publish(traffic(seed=1, sessions=100, start_ms=START_MS + 20_000, first_id=1_000))
+        worker.wait_drained()
+    live = rows_of(rig.config, rig.config.topics.batches)
+
+    whole = replay(rig, "whole")
+    assert rows_of(rig.config, rig.prefix + "whole") == live
+    assert whole.complete
+    assert whole.written.samples == sum(len(rows) for rows in live.values())
+    again = replay(rig, "whole")
+    assert (again.resumed, again.written.samples) == (True, 0), "a replay that is done has nothing left to do"
+
+    middle = whole.partitions[0].to_offset // 2
+    first = replay(rig, "parts", partitions=(0,), last=Bound(offset=middle))
+    cut = first.partitions[0]
+    assert 0 < cut.to_sample < len(live[0])
+    replay(rig, "rest", partitions=(0,), first=Bound(offset=middle))
+    assert rows_of(rig.config, rig.prefix + "parts")[0] == live[0][: cut.to_sample]
+    assert rows_of(rig.config, rig.prefix + "rest")[0][cut.to_sample :] == live[0][cut.to_sample :]
+
+    slow = start_replay(rig, rig.prefix + "killed", "--speed", "4")
+    wait_until(lambda: has_batches(rig, "killed"), "first batches of the replay")
+    slow.kill()
+    slow.communicate()
+    assert 0 < samples_in(rig, "killed") < whole.written.samples
+    replay(rig, "killed")
+    assert rows_of(rig.config, rig.prefix + "killed") == live
+
+
+def has_batches(rig: Rig, into: str) -> bool:
+    try:
+        return any(end_offsets(rig.config.kafka, rig.prefix + into).values())
+    except KafkaError:
+        return False
+
+
+def test_a_replay_that_follows_joins_the_live_run(rig: Rig) -> None:
+    """While traffic flows; killed while it copies live batches, and started again."""
+    into = rig.prefix + "joined"
+    rig.publish(traffic(sessions=60))
+    with rig.worker() as worker:
+        worker.wait_drained()
+        following = start_replay(rig, into, "--follow")
+        for turn in range(1, 7):
+            later = START_MS + turn * 10_000
+            rig.publish(traffic(seed=turn, sessions=30, start_ms=later, first_id=turn * 1_000))
+            if turn == 4:
+                wait_until(lambda: has_live_batches(rig, into), "live batches in the replay")
+                following.kill()
+                following.communicate()
+                following = start_replay(rig, into, "--follow")
+        worker.wait_drained()
+    live = rows_of(rig.config, rig.config.topics.batches)
+    wait_until(lambda: rows_of(rig.config, into) == live, "all live batches in the replay")
+    following.send_signal(signal.SIGINT)
+    said = following.communicate(timeout=60)[0]
+    assert following.returncode == 0, said
+    assert "Followed the live run" in said
+
+
+def has_live_batches(rig: Rig, into: str) -> bool:
+    if not has_batches(rig, "joined"):
+        return False
+    payloads = {message.value for message in read_all(rig.config, rig.config.topics.batches)}
+    return any(message.value in payloads for message in read_all(rig.config, into))
+
+
+def test_a_replay_that_cannot_be_made_says_why(rig: Rig) -> None:
+    rig.publish(traffic(sessions=20))
+    with pytest.raises(NoJournal, match="never committed anything"):
+        replay(rig, "early")
+    with rig.worker() as worker:
+        worker.wait_drained()
+    with pytest.raises(ReplayError, match="that is a topic of the live run"):
+        replay(rig, "batches")
+    with pytest.raises(ReplayError, match="has no partition 7"):
+        replay(rig, "early", partitions=(7,))
+    replay(rig, "done", first=Bound(time_ms=1_000))
+    with pytest.raises(OtherReplay, match=r"from 1970-01-01T00:00:01.000.*not from the beginning"):
+        replay(rig, "done")
+    with Writer(rig.config.kafka) as writer:
+        create_topic(rig.config.kafka, rig.prefix + "foreign", partitions=1, settings={"max.message.bytes": "9999999"})
+        writer.send(rig.prefix + "foreign", b"x", partition=0)
+        writer.flush(30_000)
+    with pytest.raises(OtherReplay, match="is not empty"):
+        replay(rig, "foreign")
+    rig.tree["labels"] = [{"name": "bought", "engagements": ["click"]}]
+    rig.write()
+    with pytest.raises(OtherConfig, match="was made with other events, features or labels"):
+        replay(rig, "relabelled")
+    rig.tree["labels"] = [{"name": "click", "engagements": ["click"]}]
+    rig.write()
+    delete_records(rig, rig.config.topics.interactions)
+    with pytest.raises(RangeGone, match="recd replay --archive"):
+        replay(rig, "gone", first=Bound(offset=1), partitions=(0,))
+
+
+def delete_records(rig: Rig, topic: str) -> None:
+    """As retention does, all but the last of each partition."""
+    client = AdminClient({"bootstrap.servers": rig.config.kafka.bootstrap})
+    ends = end_offsets(rig.config.kafka, topic)
+    for future in client.delete_records([TopicPartition(topic, p, end) for p, end in ends.items()]).values():
+        future.result()
