@@ -1,7 +1,9 @@
 """From a request to the batch that the model reads, in the very form that training uses.
 
 A group whose features no candidate touches is one row, however many candidates there are; what candidates do touch is
-deduplicated. Letters in shapes: K candidates, U distinct rows of a group.
+deduplicated. The transforms run on the distinct rows, by the stream's own code.
+
+Letters in shapes: K candidates, U distinct rows of a group.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ import numpy as np
 import torch
 from msgspec import UNSET
 
-from dedup_cache import Jagged, Rows, deduplicate
+from dedup_cache import Jagged, Rows
 from dedup_cache.arrays import Float32
 from serving.errors import RequestError
 from serving.requests import RequestSchema, ScoreRequest
 from stream.columns import GroupAssembler, ImpressionReader
-from stream.config import FeatureConfig, ModelConfig
+from stream.config import DerivedConfig, FeatureConfig, ModelConfig
 from stream.hashing import hash_strings
+from stream.transforms import Transforms
 from trainer.ikjt import GroupTensors, TrainBatch, group_specs, to_group
 
 
@@ -37,10 +40,18 @@ class Encoded(NamedTuple):
 class RequestEncoder:
     """Encodes requests for one model."""
 
-    def __init__(self, features: Sequence[FeatureConfig], *, num_labels: int, model: ModelConfig) -> None:
+    def __init__(
+        self,
+        features: Sequence[FeatureConfig],
+        *,
+        num_labels: int,
+        model: ModelConfig,
+        derived: Sequence[DerivedConfig] = (),
+    ) -> None:
         self.schema = RequestSchema(features)
         self._num_labels = num_labels
-        self._specs = group_specs(features, model)
+        self._specs = group_specs(features, model, derived=derived)
+        self._transforms = Transforms(features, derived)
         self._members = {name: [f for f in features if f.group == name] for name in self._specs}
 
     def encode(self, request: ScoreRequest) -> Encoded:
@@ -54,10 +65,12 @@ class RequestEncoder:
     def _group(self, request: ScoreRequest, members: Sequence[FeatureConfig]) -> GroupTensors:
         columns = _Columns(request, members=members, attributes=self.schema.attributes)
         rows = _rows(columns, members)
-        spec = self._specs[members[0].group]
+        name = members[0].group
+        spec = self._specs[name]
         if columns.shared_only:
-            return to_group(rows, np.zeros(len(request.candidates), np.int32), spec=spec)
-        group = deduplicate(rows, salt=b"").group
+            made = self._transforms.rows(rows, group=name)
+            return to_group(made, np.zeros(len(request.candidates), np.int32), spec=spec)
+        group = self._transforms.distinct(rows, group=name, salt=b"").group
         return to_group(group.rows, group.inverse, spec=spec)
 
 

@@ -10,16 +10,18 @@ import torch
 
 from serving.encoding import RequestEncoder
 from serving.errors import ScoringError
-from stream.config import ConfigError, FeatureConfig, LabelConfig, ModelConfig
+from stream.config import ConfigError, DerivedConfig, FeatureConfig, LabelConfig, ModelConfig
+from stream.transforms import TransformError
 from trainer.ikjt import dummy_batch
 from trainer.model import GroupedDLRM
 from trainer.versions import Version, VersionError, apply_version
 
 
-class VersionConfig(msgspec.Struct, frozen=True):
+class VersionConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What of a version's config a server builds the model from."""
 
     features: tuple[FeatureConfig, ...]
+    derived: tuple[DerivedConfig, ...] = ()
     labels: tuple[LabelConfig, ...]
     model: ModelConfig
 
@@ -47,9 +49,13 @@ class ServedModel:
         try:
             config = msgspec.convert(self.manifest.config, VersionConfig)
             self._module = GroupedDLRM(
-                config.features, labels=config.labels, config=config.model, device=torch.device("meta")
+                config.features,
+                labels=config.labels,
+                config=config.model,
+                derived=config.derived,
+                device=torch.device("meta"),
             )
-        except (msgspec.ValidationError, ConfigError) as error:
+        except (msgspec.ValidationError, ConfigError, TransformError) as error:
             raise VersionError(f"{what}: config: {str(error).replace('`', '')}") from None
         try:
             apply_version(self._module, version)
@@ -57,7 +63,9 @@ class ServedModel:
             raise VersionError(f"{what}: {error}") from None
         self._module.eval().requires_grad_(requires_grad=False)
         self._labels = [label.name for label in config.labels]
-        self._encoder = RequestEncoder(config.features, num_labels=len(self._labels), model=config.model)
+        self._encoder = RequestEncoder(
+            config.features, num_labels=len(self._labels), model=config.model, derived=config.derived
+        )
         with torch.inference_mode():
             trial = self._module(dummy_batch(self._module.specs, num_labels=len(self._labels)))
         if not bool(torch.isfinite(trial).all()):

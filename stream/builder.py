@@ -16,16 +16,19 @@ from dedup_cache import (
     BatchMeta,
     BatchSchema,
     BatchStats,
+    Deduplicated,
+    GroupSchema,
     Rows,
     batch_stats,
-    deduplicate,
     encode,
     sample_id,
 )
 from dedup_cache.arrays import Int64
 from stream.indexer import Indexer, ShippedValue, row_bytes
 from stream.records import SampleBlock
+from stream.transforms import Transforms
 
+NO_TRANSFORMS = Transforms(())
 ENVELOPE_BYTES = 16 * 1024
 """What a batch of one sample holds besides its rows: the safetensors header and the sample's own columns."""
 
@@ -71,9 +74,18 @@ class BatchBuilder:
     """Accumulates samples of one source partition and cuts them into batches; `seq` counts what was cut."""
 
     def __init__(
-        self, schema: BatchSchema, *, topic: str, partition: int, seq: int, limits: BatchLimits, indexer: Indexer
+        self,
+        schema: BatchSchema,
+        *,
+        topic: str,
+        partition: int,
+        seq: int,
+        limits: BatchLimits,
+        indexer: Indexer,
+        transforms: Transforms = NO_TRANSFORMS,
     ) -> None:
         self._schema = schema
+        self._transforms = transforms
         self._topic = topic
         self._partition = partition
         self._limits = limits
@@ -122,10 +134,7 @@ class BatchBuilder:
         return [BuiltBatch(payload, block.num_samples, batch_stats(batch), tuple(values), block.event_times_ms)]
 
     def _build(self, block: SampleBlock, *, now_ms: int) -> tuple[Batch, list[ShippedValue]]:
-        distinct = {
-            group.name: deduplicate(block.groups[group.name], salt=self._indexer.salt(group.name))
-            for group in self._schema.groups
-        }
+        distinct = {group.name: self._distinct(block, group) for group in self._schema.groups}
         indexed = self._indexer.index(distinct)
         meta = BatchMeta(
             format_version=FORMAT_VERSION,
@@ -153,15 +162,33 @@ class BatchBuilder:
         return batch, indexed.values
 
     def _without_too_large(self, block: SampleBlock) -> tuple[SampleBlock, list[LargeSample]]:
+        room = self._limits.max_bytes - ENVELOPE_BYTES
         sizes = np.zeros(block.num_samples, np.int64)
         for group in self._schema.groups:
-            sizes += row_bytes(block.groups[group.name], group)
-        large = sizes > self._limits.max_bytes - ENVELOPE_BYTES
+            bound = self._transforms.most_bytes(group.name)
+            sizes += row_bytes(block.groups[group.name], group) if bound is None else bound
+        doubtful = np.flatnonzero(sizes > room)
+        if not doubtful.size:
+            return block, []
+        sizes[doubtful] = self._sizes(take_samples(block, doubtful))
+        large = sizes > room
         if not large.any():
             return block, []
         places = np.flatnonzero(large)
         offenders = [LargeSample(int(block.offsets[i]), int(sizes[i])) for i in places]
         return take_samples(block, np.flatnonzero(~large)), offenders
+
+    def _sizes(self, block: SampleBlock) -> Int64:
+        """int64[S]: bytes of each sample's rows, after the transforms."""
+        sizes = np.zeros(block.num_samples, np.int64)
+        for group in self._schema.groups:
+            made = self._distinct(block, group)
+            sizes += row_bytes(made.group.rows, group)[made.group.inverse]
+        return sizes
+
+    def _distinct(self, block: SampleBlock, group: GroupSchema) -> Deduplicated:
+        rows, salt = block.groups[group.name], self._indexer.salt(group.name)
+        return self._transforms.distinct(rows, group=group.name, salt=salt)
 
 
 def concat_samples(blocks: Sequence[SampleBlock]) -> SampleBlock:

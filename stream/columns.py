@@ -19,6 +19,7 @@ from dedup_cache.arrays import Bool, Float32, Int64
 from stream.config import Config, FeatureConfig, LabelConfig
 from stream.event_schema import feature_path
 from stream.hashing import StringHashes
+from stream.transforms import TRANSFORMS_VERSION, in_batch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,17 +39,19 @@ class ImpressionColumns:
 
 
 def batch_schema(config: Config) -> BatchSchema:
-    """Groups in order of first appearance, features in config order; the salt covers every feature's definition."""
-    groups = tuple(
-        GroupSchema(
-            name,
-            tuple(column for feature in members for column in feature.dense_columns),
-            tuple(feature.name for feature in members if not feature.is_dense),
-        )
-        for name, members in _by_group(config.features).items()
+    """Groups in order of first appearance, features after their transforms in config order, then those derived.
+
+    The salt covers every feature's definition and the version of the operations' code.
+    """
+    groups: dict[str, GroupSchema] = {}
+    for feature in in_batch(config.features, config.derived):
+        group = groups.get(feature.group, GroupSchema(feature.group))
+        lists = () if feature.is_dense else (feature.name,)
+        groups[feature.group] = GroupSchema(group.name, group.dense + feature.dense_columns, group.lists + lists)
+    definitions = xxhash.xxh3_64_hexdigest(msgspec.json.encode([config.features, config.derived, TRANSFORMS_VERSION]))
+    return BatchSchema(
+        tuple(groups.values()), tuple(label.name for label in config.labels), f"{config.dedup.salt}/{definitions}"
     )
-    definitions = xxhash.xxh3_64_hexdigest(msgspec.json.encode(config.features))
-    return BatchSchema(groups, tuple(label.name for label in config.labels), f"{config.dedup.salt}/{definitions}")
 
 
 class EventColumns(Protocol):

@@ -6,11 +6,14 @@ path: ``Expected int, got str - at $.session.gap_ms``.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import yaml
+
+from stream.transforms import Ids, Kind, Numbers, Transform, TransformError, in_batch
 
 Positive = Annotated[int, msgspec.Meta(gt=0)]
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
@@ -123,6 +126,17 @@ class FeatureConfig(Section, frozen=True):
     required: bool = False
     """An impression without it is quarantined; otherwise it counts as an empty list or `default`."""
     default: float = 0.0
+    transforms: tuple[Transform, ...] = ()
+    """Operations on its distinct rows, one after the other (`stream.transforms`): what batches hold is the result."""
+    in_batch: bool = True
+    """False: batches leave it out, only features of `derived` read it."""
+
+    @property
+    def kind(self) -> Kind:
+        """What it is before its transforms."""
+        if self.is_dense:
+            return Numbers(len(self.dense_columns))
+        return Ids(self.max_length if self.source or self.type.startswith("list") else 1)
 
     @property
     def is_dense(self) -> bool:
@@ -137,6 +151,20 @@ class FeatureConfig(Section, frozen=True):
         if self.type != "list[float]" or self.source:
             return (self.name,)
         return tuple(f"{self.name}.{i}" for i in range(self.length))
+
+
+class DerivedConfig(Section, frozen=True):
+    """A feature made of others, in the group of its inputs, which must be one and the same.
+
+    The inputs are features as they are after their own transforms, of `features` or further up in `derived`.
+    """
+
+    name: Name
+    inputs: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    transforms: tuple[Transform, ...] = ()
+    """The first operation reads the inputs, each further one what the one before it made."""
+    in_batch: bool = True
+    """False: batches leave it out, only further features of `derived` read it."""
 
 
 DENSE_SOURCES = (
@@ -283,6 +311,7 @@ class Config(Section, frozen=True):
     redis: RedisConfig = RedisConfig()
     events: EventsConfig = EventsConfig()
     features: tuple[FeatureConfig, ...] = ()
+    derived: tuple[DerivedConfig, ...] = ()
     labels: tuple[LabelConfig, ...] = (LabelConfig(name="click", engagements=("click",)),)
     session: SessionConfig = SessionConfig()
     batch: BatchConfig = BatchConfig()
@@ -303,7 +332,8 @@ def load(path: Path | None = None, *, overrides: tuple[str, ...] = ()) -> Config
     try:
         config = msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path or 'defaults'}: {str(error).replace('`', '')}") from None
+        message = _with_names(str(error).replace("`", ""), tree)
+        raise ConfigError(f"{path or 'defaults'}: {message}") from None
     _check(config)
     return config
 
@@ -344,9 +374,24 @@ def _lay_over(tree: dict[str, object], override: str) -> None:
         raise ConfigError(f"--set {override}: not YAML: {error}") from None
 
 
+def _with_names(message: str, tree: dict[str, Any]) -> str:
+    """In the path of a transform, the name of its feature in place of its number."""
+
+    def name(found: re.Match[str]) -> str:
+        feature = tree[found[1]][int(found[2])]
+        known = isinstance(feature, dict) and isinstance(feature.get("name"), str)
+        return f"$.{found[1]}.{feature['name']}.transforms" if known else found[0]
+
+    return re.sub(r"\$\.(features|derived)\[(\d+)\]\.transforms", name, message)
+
+
 def _check(config: Config) -> None:
     """Rules between keys, which types cannot express."""
     _check_features(config.features)
+    try:
+        planned = in_batch(config.features, config.derived)
+    except TransformError as error:
+        raise ConfigError(str(error)) from None
     known = set(config.events.engagements)
     for i, label in enumerate(config.labels):
         for engagement in label.engagements:
@@ -362,7 +407,7 @@ def _check(config: Config) -> None:
     if config.batch.max_bytes < MIN_BATCH_BYTES:
         raise ConfigError(f"max_bytes must be at least {MIN_BATCH_BYTES} - at $.batch.max_bytes")
     for name in config.trainer.model.tables:
-        if name not in {f.name for f in config.features if not f.is_dense}:
+        if name not in {feature.name for feature in planned if not feature.is_dense}:
             raise ConfigError(f"no id feature has this name - at $.trainer.model.tables.{name}")
 
 

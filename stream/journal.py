@@ -53,12 +53,13 @@ class Parameters(msgspec.Struct, frozen=True):
 
     session: SessionParameters
     schema: str
-    """Digest of the sections `events`, `features` and `labels`."""
+    """Digest of the sections `events`, `features`, `labels` and, where there is one, `derived`."""
 
     @staticmethod
     def of(config: Config) -> Parameters:
         """The parameters of a configuration."""
-        text = msgspec.json.encode([config.events, config.features, config.labels])
+        sections = [config.events, config.features, config.labels, *([config.derived] if config.derived else [])]
+        text = msgspec.json.encode(sections)
         return Parameters(SessionParameters.of(config.session), xxhash.xxh3_128_hexdigest(text))
 
 

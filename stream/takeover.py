@@ -26,6 +26,7 @@ from stream.kafka import (
 from stream.partition import OwnedPartition, Source
 from stream.pipeline import PartitionPipeline, PipelineConfig
 from stream.recovery import Allowed, Found, JournalBehindError, Plan, RecoveryError, commit_metadata, decide
+from stream.transforms import Transforms
 
 MIN_PATIENCE_MS, MAX_PATIENCE_MS = 100, 3_000
 """How long committed offsets are waited for, while other partitions wait: longer each time that it was in vain."""
@@ -93,6 +94,7 @@ class Takeover:
         self._overrides = overrides
         self._journal_partitions = journal_partitions
         self._parameters = Parameters.of(config)
+        self._transforms = Transforms(config.features, config.derived)
         self._patience_ms = MIN_PATIENCE_MS
 
     def take(self, consumer: GroupConsumer, partitions: Sequence[int], *, on_wait: Callable[[], object]) -> Taken:
@@ -191,6 +193,7 @@ class Takeover:
                 seq=plan.seq,
                 limits=self._limits,
                 indexer=self._indexer,
+                transforms=self._transforms,
             ),
             marks=marks,
             silence=Silence(self._config.session.idle_after_ms, max(500, PROBES_PER_IDLE * every_ms)),

@@ -148,7 +148,9 @@ def _new(rank: Rank) -> Trained:
     config, trainer = rank.config, rank.config.trainer
     torch.manual_seed(trainer.seed)
     meta = torch.device("meta")
-    network = GroupedDLRM(config.features, labels=config.labels, config=trainer.model, device=meta)
+    network = GroupedDLRM(
+        config.features, labels=config.labels, config=trainer.model, derived=config.derived, device=meta
+    )
     model = ShardedModel(network, config=trainer.model, optimizer=trainer.optimizer, ranks=rank.ranks)
     model.fill_tables(seed=trainer.seed)
     return Trained(
@@ -198,7 +200,7 @@ def _wait_for_topic(config: Config, *, board: Board, stop: threading.Event) -> t
 
 
 def _specs(config: Config) -> dict[str, GroupSpec]:
-    return group_specs(config.features, config.trainer.model)
+    return group_specs(config.features, config.trainer.model, derived=config.derived)
 
 
 def _speak() -> None:

@@ -13,7 +13,8 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dedup_cache import Batch, Group, Rows, expand
-from stream.config import FeatureConfig, ModelConfig
+from stream.config import DerivedConfig, FeatureConfig, ModelConfig
+from stream.transforms import Planned, in_batch
 
 GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 MIX_1, MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -22,11 +23,16 @@ SHIFT_27, SHIFT_30, SHIFT_31 = np.uint64(27), np.uint64(30), np.uint64(31)
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """What the model reads of one group, in this order: dense columns, and per id feature the rows of its table."""
+    """What the model reads of one group, in this order: dense columns, and per id feature the rows of its table.
+
+    The ids of `direct` features are rows of their tables as they are: a transform keeps them below the number of rows.
+    All others are hashed into theirs.
+    """
 
     name: str
     dense: tuple[str, ...]
     table_rows: dict[str, int]
+    direct: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -69,14 +75,29 @@ class TrainBatch:
         )
 
 
-def group_specs(features: Sequence[FeatureConfig], model: ModelConfig) -> dict[str, GroupSpec]:
-    """Groups by name, features in the order of the config."""
+def group_specs(
+    features: Sequence[FeatureConfig], model: ModelConfig, *, derived: Sequence[DerivedConfig] = ()
+) -> dict[str, GroupSpec]:
+    """Groups by name, features as they are after their transforms, in the order of the batches' columns."""
     specs: dict[str, GroupSpec] = {}
-    for feature in features:
-        spec = specs.setdefault(feature.group, GroupSpec(feature.group, (), {}))
-        rows = {} if feature.is_dense else {feature.name: model.tables.get(feature.name, model.default_table).rows}
-        specs[feature.group] = GroupSpec(spec.name, spec.dense + feature.dense_columns, spec.table_rows | rows)
+    for feature in in_batch(features, derived):
+        spec = specs.get(feature.group, GroupSpec(feature.group, (), {}))
+        rows = {} if feature.is_dense else {feature.name: _table_rows(feature, model)}
+        is_direct = feature.bound is not None and feature.bound <= rows.get(feature.name, 0)
+        specs[feature.group] = GroupSpec(
+            spec.name,
+            spec.dense + feature.dense_columns,
+            spec.table_rows | rows,
+            spec.direct | {feature.name} if is_direct else spec.direct,
+        )
     return specs
+
+
+def _table_rows(feature: Planned, model: ModelConfig) -> int:
+    """As configured; a feature without a table of its own needs no more rows than it has ids."""
+    if feature.name in model.tables:
+        return model.tables[feature.name].rows
+    return min(model.default_table.rows, feature.bound or model.default_table.rows)
 
 
 def hash_ids(ids: np.ndarray, *, rows: int) -> np.ndarray:
@@ -96,8 +117,8 @@ def to_group(rows: Rows, inverse: np.ndarray, *, spec: GroupSpec) -> GroupTensor
     """Tensors of one group; lists come out compact, ids hashed into their tables. U must be above 0."""
     parts = [rows.lists[name].compact() for name in spec.table_rows]
     hashed = [
-        hash_ids(values, rows=table_rows)
-        for (values, _), table_rows in zip(parts, spec.table_rows.values(), strict=True)
+        values if name in spec.direct else hash_ids(values, rows=table_rows)
+        for (values, _), (name, table_rows) in zip(parts, spec.table_rows.items(), strict=True)
     ]
     ids = None
     if parts:

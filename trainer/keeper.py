@@ -236,7 +236,12 @@ class Keeper:
 
 def _version_config(config: Config) -> dict[str, Any]:
     """What a server builds the model from."""
-    parts = {"features": config.features, "labels": config.labels, "model": config.trainer.model}
+    parts = {
+        "features": config.features,
+        "derived": config.derived,
+        "labels": config.labels,
+        "model": config.trainer.model,
+    }
     built: dict[str, Any] = msgspec.to_builtins(parts, str_keys=True)
     return built
 

@@ -106,7 +106,7 @@ class Snapshot:
     """By the module's state_dict name."""
     shards: list[TableShard]
     config: dict[str, Any]
-    """What a server builds the model from, as plain JSON values: features, labels, model."""
+    """What a server builds the model from, as plain JSON values: features, derived, labels, model."""
 
 
 def version_files(snapshot: Snapshot, *, version: int) -> Iterator[tuple[str, bytes]]:

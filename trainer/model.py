@@ -14,7 +14,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.mlp import MLP
 
-from stream.config import ConfigError, FeatureConfig, LabelConfig, ModelConfig
+from stream.config import ConfigError, DerivedConfig, FeatureConfig, LabelConfig, ModelConfig
 from trainer.ikjt import GroupSpec, GroupTensors, TrainBatch, group_specs
 
 LANES = 4
@@ -43,19 +43,20 @@ class GroupedDLRM(nn.Module):
         *,
         labels: Sequence[LabelConfig],
         config: ModelConfig,
+        derived: Sequence[DerivedConfig] = (),
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
         if config.dim % LANES:
             raise ConfigError(f"tables need a multiple of {LANES}, got {config.dim} - at $.trainer.model.dim")
-        self.specs = group_specs(features, config)
+        self.specs = group_specs(features, config, derived=derived)
         self.dim = config.dim
         self.embeddings = nn.ModuleDict()
         self.dense_archs = nn.ModuleDict()
         num_vectors = 0
         for name, spec in self.specs.items():
             if spec.table_rows:
-                tables = [_table(feature, config=config) for feature in spec.table_rows]
+                tables = [_table(feature, rows=rows, config=config) for feature, rows in spec.table_rows.items()]
                 self.embeddings[module_name(name)] = EmbeddingBagCollection(tables=tables, device=device)
                 num_vectors += len(tables)
             if spec.dense:
@@ -126,7 +127,7 @@ def table_name(feature: str) -> str:
     return "t_" + feature.replace(".", ":")
 
 
-def _table(feature: str, *, config: ModelConfig) -> EmbeddingBagConfig:
+def _table(feature: str, *, rows: int, config: ModelConfig) -> EmbeddingBagConfig:
     table = config.tables.get(feature, config.default_table)
     if table.dim not in (None, config.dim):
         where = f"$.trainer.model.tables.{feature}.dim" if feature in config.tables else "$.trainer.model.default_table"
@@ -134,7 +135,7 @@ def _table(feature: str, *, config: ModelConfig) -> EmbeddingBagConfig:
     return EmbeddingBagConfig(
         name=table_name(feature),
         embedding_dim=config.dim,
-        num_embeddings=table.rows,
+        num_embeddings=rows,
         feature_names=[feature],
         pooling=POOLING[table.pooling],
     )

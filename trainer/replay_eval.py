@@ -44,7 +44,13 @@ def evaluate(
     """
     store = VersionStore(config.trainer.versions_url, keep=config.trainer.keep_versions)
     number = version if version is not None else (store.newest() or 0)
-    model = GroupedDLRM(config.features, labels=config.labels, config=config.trainer.model, device=torch.device("meta"))
+    model = GroupedDLRM(
+        config.features,
+        labels=config.labels,
+        config=config.trainer.model,
+        derived=config.derived,
+        device=torch.device("meta"),
+    )
     apply_version(model, store.load(number))
     evaluation = Evaluation(len(config.labels))
     with torch.inference_mode():

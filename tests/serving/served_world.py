@@ -10,11 +10,12 @@ import msgspec
 import numpy as np
 import torch
 
-from dedup_cache import FORMAT_VERSION, Batch, BatchMeta, decode, deduplicate, encode
+from dedup_cache import FORMAT_VERSION, Batch, BatchMeta, decode, encode
 from stream.columns import batch_schema
 from stream.config import Config
 from stream.pipeline import PartitionPipeline, PipelineConfig
 from stream.records import CommitPoint, RecordBlock
+from stream.transforms import Transforms
 from trainer.ikjt import to_train_batch
 from trainer.model import GroupedDLRM
 from trainer.versions import Snapshot, TableShard, Version, VersionStore, apply_version
@@ -86,7 +87,7 @@ def trained_batch(config: Config = CONFIG) -> Batch:
     assert not fed.quarantined
     samples = pipeline.advance(T0 + 10**6).samples
     assert samples is not None
-    schema = batch_schema(config)
+    schema, transforms = batch_schema(config), Transforms(config.features, config.derived)
     meta = BatchMeta(FORMAT_VERSION, schema.digest(), "", "interactions", 0, 0, count - 1, 0, T0, T0 + LATER_MS, T0)
     batch = Batch(
         samples.labels,
@@ -95,7 +96,7 @@ def trained_batch(config: Config = CONFIG) -> Batch:
         np.arange(samples.num_samples, dtype=np.uint64),
         samples.event_times_ms,
         samples.append_times_ms,
-        {name: deduplicate(rows, salt=b"1").group for name, rows in samples.groups.items()},
+        {name: transforms.distinct(rows, group=name, salt=b"1").group for name, rows in samples.groups.items()},
         meta,
     )
     return decode(encode(batch, schema), schema)
@@ -104,7 +105,7 @@ def trained_batch(config: Config = CONFIG) -> Batch:
 def new_model(seed: int, config: Config = CONFIG) -> GroupedDLRM:
     """A model with weights large enough for scores to differ."""
     torch.manual_seed(seed)
-    model = GroupedDLRM(config.features, labels=config.labels, config=config.trainer.model)
+    model = GroupedDLRM(config.features, labels=config.labels, config=config.trainer.model, derived=config.derived)
     with torch.no_grad():
         for weights in model.parameters():
             weights.copy_(torch.randn_like(weights) / 3)
@@ -124,6 +125,7 @@ def snapshot(model: GroupedDLRM, *, weights_ms: int = T0, config: Config = CONFI
         shards=[TableShard(name, *value.shape, 0, 0, value) for name, value in tables.items()],
         config={
             "features": msgspec.to_builtins(config.features),
+            "derived": msgspec.to_builtins(config.derived),
             "labels": msgspec.to_builtins(config.labels),
             "model": msgspec.to_builtins(config.trainer.model, str_keys=True),
         },
