@@ -26,6 +26,7 @@ import numpy as np
 import rich
 from rich.table import Table
 
+from stream.compiled import warm
 from stream.config import Config, load
 from stream.event_json import EventRenderer
 from stream.event_schema import EventSchema
@@ -109,6 +110,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="say where the pipeline's time goes, measure nothing")
     args = parser.parse_args()
     config = load(Path(str(files("recd") / "presets" / "demo.yaml")))
+    warm.compile_now()
     blocks = make_blocks(config, count=args.events, block=args.block)
     if args.profile:
         profile = cProfile.Profile()

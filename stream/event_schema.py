@@ -87,6 +87,8 @@ class EventSchema:
             if label.score_field is not None:
                 self._add(label.score_field, "probability")
         self._steps: dict[str, tuple[Step, ...]] = {}
+        self.types: dict[str, str] = {}
+        """What stands at each path, by the names of TYPES; `list[float,N]` has N numbers."""
         struct = self._build(self._root, prefix="", steps=())
         self.decoder: msgspec.json.Decoder[msgspec.Struct] = msgspec.json.Decoder(struct)
 
@@ -122,6 +124,7 @@ class EventSchema:
             else:
                 here = TYPES.get(child.type_name) or _float_list(child.type_name)
                 self._steps[path] = (*steps, Step(attribute, None))
+                self.types[path] = child.type_name
             fields.append((attribute, here) if child.required else (attribute, here | None, None))
         return msgspec.defstruct("Event", fields, rename=names, kw_only=True, gc=False)
 

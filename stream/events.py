@@ -1,4 +1,4 @@
-"""Records into columns: one struct per record, checked while it is parsed, then one array per field.
+"""Records into columns: at once where that is safe, else one struct per record, checked while it is parsed.
 
 Letters in shapes: E records of a block, M of them events, I of these impressions.
 """
@@ -7,54 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
 from dedup_cache.arrays import AnyArray, Int64
 from stream.columns import ImpressionColumns, ImpressionReader
+from stream.compiled import warm
 from stream.config import EventsConfig, FeatureConfig, LabelConfig
+from stream.event_block import EVENT, IMPRESSION, EventBlock, in_offset_order, objects
 from stream.event_errors import MAX_DEPTH, TOO_DEEP, Fault, fault_of, too_deep
 from stream.event_schema import EventSchema, feature_path
 from stream.hashing import hash_ids
-from stream.records import RecordBlock, Rejected
+from stream.records import RecordBlock, Rejected, take_records
 
-IMPRESSION = 0
-"""The kind of an impression; the engagement type number k of the configuration is kind k + 1."""
+if TYPE_CHECKING:
+    from stream.event_columns import EventColumns
 
-EVENT = np.dtype(
-    [
-        ("offset", np.int64),
-        ("append_ms", np.int64),
-        ("time_ms", np.int64),
-        ("event_id", np.int64),
-        ("item", np.int64),
-        ("item_id", np.int64),
-        ("target", np.int64),
-        ("kind", np.int16),
-        ("has_item", np.bool_),
-        ("has_target", np.bool_),
-    ]
-)
-"""What an open session keeps of an event. `item` is the identity that joins compare, `item_id` the id that
-`session.items` shows (an integer as itself), `target` the impression that an engagement names."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class EventBlock:
-    """M events in offset order."""
-
-    rows: AnyArray
-    """EVENT[M]"""
-    keys: Int64
-    """int64[M], hashes of the session keys."""
-    record_keys: AnyArray
-    """object[M], the records' own keys (bytes or None)."""
-    values: AnyArray
-    """object[M], the records' own bytes."""
-    impressions: ImpressionColumns
-    """The I impressions among them, in the same order."""
+__all__ = ["EVENT", "IMPRESSION", "Decoded", "Decoder", "EventBlock"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,6 +58,10 @@ class Decoder:
         self._max_ahead_ms = max_ahead_ms
         self._kinds = {name: k + 1 for k, name in enumerate(events.engagements)}
         self._kinds |= dict.fromkeys(events.impressions, IMPRESSION)
+        self._make_quick = partial(
+            _quick, events, self._schema, features=features, labels=labels, max_ahead_ms=max_ahead_ms
+        )
+        self._quick: EventColumns | None = None
 
     def no_impressions(self) -> ImpressionColumns:
         """Columns of no rows, with the shapes that blocks will have."""
@@ -93,6 +69,18 @@ class Decoder:
 
     def decode(self, block: RecordBlock) -> Decoded:
         """Split a block into events and quarantined records."""
+        if self._quick is None and warm.ready():
+            self._quick = self._make_quick()
+        if self._quick is None:
+            return self._decode_each(block)
+        events, unsure = self._quick.read(block)
+        if not unsure.size:
+            return Decoded(events, [])
+        looked_at = self._decode_each(take_records(block, unsure))
+        return Decoded(in_offset_order(events, looked_at.events), looked_at.quarantined)
+
+    def _decode_each(self, block: RecordBlock) -> Decoded:
+        """Record by record, with every check and its message."""
         structs, faults = self._parse(block.values)
         places = [i for i, struct in enumerate(structs) if struct is not None]
         events = [struct for struct in structs if struct is not None]
@@ -181,8 +169,8 @@ class Decoder:
         return EventBlock(
             rows=rows,
             keys=hash_ids(schema.column(events, fields.key)),
-            record_keys=_objects(block.keys)[places],
-            values=_objects(block.values)[places],
+            record_keys=objects(block.keys)[places],
+            values=objects(block.values)[places],
             impressions=self._reader.read(impressions),
         )
 
@@ -213,10 +201,11 @@ def _items(ids: list[int | str | None]) -> tuple[AnyArray, Int64, Int64]:
     return present, identities, feature_ids
 
 
-def _objects(things: Sequence[Any]) -> AnyArray:
-    array = np.empty(len(things), object)
-    array[:] = things
-    return array
+def _quick(events: EventsConfig, schema: EventSchema, **sections: Any) -> EventColumns:
+    """Imports numba, which nobody needs who decodes no stream."""
+    from stream.event_columns import EventColumns
+
+    return EventColumns(events, schema, **sections)
 
 
 def _unknown_type(path: str, name: str) -> Fault:

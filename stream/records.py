@@ -25,6 +25,18 @@ class RecordBlock:
     values: list[bytes | None]
 
 
+def take_records(block: RecordBlock, places: np.ndarray) -> RecordBlock:
+    """The records at int64[n] places, in that order."""
+    numbers = places.tolist()
+    return RecordBlock(
+        block.partition,
+        block.offsets[places],
+        block.append_times_ms[places],
+        [block.keys[i] for i in numbers],
+        [block.values[i] for i in numbers],
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Rejected:
     """One record that leaves for `late` or `quarantine`, with its own bytes."""

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Mapping
 
+from stream.compiled import warm
 from stream.config import Config
 from stream.context import CLOSE, DRAIN, PAUSE, RESUME, WorkerContext
 from stream.edges import Edges, open_edges
@@ -59,6 +60,7 @@ class StreamWorker:
 
     def run(self) -> None:
         """Until `stop`. Raises KafkaError (make a new worker) or RecoveryError (an operator must decide)."""
+        warm.start()
         try:
             self._edges = open_edges(self._config, self._context, rebalance=self, on_wait=self._on_wait)
             self._joined = True

@@ -1,0 +1,55 @@
+"""Compiled code without waiting: a worker begins with the plain path and changes over when the kernels are there.
+
+Machine code of an earlier run is loaded within half a second. Where there is none, a process of its own makes it
+(`python -m stream.compiled.warm`, which set-up runs as well), for a compiler would hold up this one for ten.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+
+logger = logging.getLogger("stream.compiled")
+
+_ready = threading.Event()
+_started = threading.Lock()
+
+
+def ready() -> bool:
+    """Whether the kernels can be called now without waiting; imports nothing."""
+    return _ready.is_set()
+
+
+def start() -> None:
+    """Make the kernels ready, in a thread. The second call and later ones do nothing."""
+    if _started.acquire(blocking=False):
+        threading.Thread(target=_prepare, name="kernels", daemon=True).start()
+
+
+def compile_now() -> None:
+    """Load or compile the kernels, however long it takes."""
+    from stream.compiled.sample import run_sample
+
+    run_sample()
+    _ready.set()
+
+
+def _prepare() -> None:
+    from stream.compiled.sample import is_cached
+
+    if not is_cached():
+        logger.info("compiling")
+        made = subprocess.run(
+            [sys.executable, "-m", "stream.compiled.warm"], stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
+        if made.returncode or not is_cached():
+            reason = made.stderr.decode(errors="replace")[-500:] or "its cache cannot be written: set NUMBA_CACHE_DIR"
+            logger.warning("records are decoded one by one, at a third of the speed", extra={"reason": reason})
+            return
+    compile_now()
+
+
+if __name__ == "__main__":
+    compile_now()
