@@ -95,6 +95,8 @@ def install(package_set: str) -> None:
         run([*uv, "--compile-bytecode", "--requirement", pins])
     with step("this project"):
         run([*uv, "--quiet", "--no-build-isolation", "--editable", ROOT])
+    with step("kernels for this machine"):  # without them a worker begins slowly and makes them itself
+        subprocess.run([PYTHON, "-m", "stream.compiled.warm"], cwd=ROOT, check=False)
     print(f"Set up in {time.monotonic() - begin:.0f} s", flush=True)
 
 

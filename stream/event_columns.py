@@ -78,7 +78,8 @@ class EventColumns:
         if self._config.time_unit == "ms":
             return found.integers(path)
         present = found.present(path) & found.sure
-        return np.rint(np.where(present, found.floats(path), 0.0) * 1000).astype(np.int64)
+        times_ms: Int64 = np.rint(np.where(present, found.floats(path), 0.0) * 1000).astype(np.int64)
+        return times_ms
 
     def _certain(self, found: JsonBlock, block: RecordBlock, *, kinds: Int64, times_ms: Int64) -> Bool:
         """bool[E]: the records that are events beyond doubt."""

@@ -106,15 +106,18 @@ class JsonBlock:
 
     def choice(self, path: str) -> Int64:
         """int64[E]: which of the texts."""
-        return self._found.values[self._numbers[path]] - self._choice_first[path]
+        column: Int64 = self._found.values[self._numbers[path]] - self._choice_first[path]
+        return column
 
     def integers(self, path: str) -> Int64:
         """int64[E]"""
-        return self._found.values[self._numbers[path]]
+        column: Int64 = self._found.values[self._numbers[path]]
+        return column
 
     def floats(self, path: str) -> Float64:
         """float64[E]"""
-        return self._found.floats[self._numbers[path]]
+        column: Float64 = self._found.floats[self._numbers[path]]
+        return column
 
     def hashes(self, path: str, where: Int64) -> Int64:
         """int64[n]: xxh3_64 of the texts at the records `where`; an integer's are its digits."""
@@ -122,11 +125,13 @@ class JsonBlock:
 
     def lengths(self, path: str) -> Int64:
         """int64[E]: how long the list is."""
-        return self._found.spans[self._numbers[path]]
+        column: Int64 = self._found.spans[self._numbers[path]]
+        return column
 
     def list_starts(self, path: str) -> Int64:
         """int64[E]: where the list begins among the elements."""
-        return self._found.values[self._numbers[path]]
+        column: Int64 = self._found.values[self._numbers[path]]
+        return column
 
     @property
     def elements(self) -> Int64:
@@ -135,7 +140,8 @@ class JsonBlock:
 
     def float_elements(self, places: Int64) -> Float64:
         """float64[...]: floats among the elements."""
-        return self._found.pool_floats[places]
+        column: Float64 = self._found.pool_floats[places]
+        return column
 
     def hashes_of(self, spans: Int64) -> Int64:
         """int64[n]: xxh3_64 of texts."""

@@ -86,7 +86,7 @@ def string_end(text: UInt8, i: int) -> tuple[int, bool]:
 def _digits(text: UInt8, i: int, number: int) -> tuple[int, int]:
     """The place behind the digits at i, and `number` continued by them (rubbish beyond 18 of them)."""
     while _ZERO <= text[i] <= _NINE:
-        number = number * 10 + (np.int64(text[i]) - _ZERO)
+        number = number * 10 + (np.int64(text[i]) - _ZERO)  # type: ignore[assignment]
         i += 1
     return i, number
 

@@ -9,7 +9,7 @@ import numba
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_OPTIONS = {
+_OPTIONS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
     # Kernels allocate nothing, so nothing has to be counted: counting took half of the time.

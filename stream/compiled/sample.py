@@ -27,5 +27,5 @@ def is_cached() -> bool:
 
 
 def _has(kernel: Any, arguments: tuple[object, ...]) -> bool:
-    signature = numba.typeof(arguments)
+    signature = numba.typeof(arguments)  # type: ignore[no-untyped-call]
     return kernel._cache.load_overload(signature, kernel.targetctx) is not None  # noqa: SLF001

@@ -95,19 +95,22 @@ def _up_to_8(text: AnyArray, at: int, size: int) -> np.uint64:
     h *= _PRIME_MX2
     h ^= (h >> np.uint64(35)) + np.uint64(size)
     h *= _PRIME_MX2
-    return h ^ (h >> np.uint64(28))
+    mixed: np.uint64 = h ^ (h >> np.uint64(28))
+    return mixed
 
 
 @part
 def _up_to_16(text: AnyArray, at: int, size: int) -> np.uint64:
     low = _read_8(text, at) ^ _FLIP_16_LOW
     high = _read_8(text, at + size - 8) ^ _FLIP_16_HIGH
-    return _avalanche_3(np.uint64(size) + _swap(low) + high + _fold(low, high))
+    mixed: np.uint64 = np.uint64(size) + _swap(low) + high + _fold(low, high)
+    return _avalanche_3(mixed)
 
 
 @part
 def _mix(text: AnyArray, at: int, word: int) -> np.uint64:
-    return _fold(_read_8(text, at) ^ _WORDS[word], _read_8(text, at + 8) ^ _WORDS[word + 1])
+    mixed: np.uint64 = _fold(_read_8(text, at) ^ _WORDS[word], _read_8(text, at + 8) ^ _WORDS[word + 1])
+    return mixed
 
 
 @part
