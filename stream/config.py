@@ -48,6 +48,7 @@ class TopicsConfig(Section, frozen=True):
     late: Name = "late"
     quarantine: Name = "quarantine"
     journal: Name = "journal"
+    snapshots: Name = "snapshots"
     control: Name = "control"
     partitions: Positive = 4
     """Partitions of `interactions`; every other data topic gets the same number when it is created."""
@@ -228,6 +229,9 @@ class StreamConfig(Section, frozen=True):
     """Unique name of this process; host name and process id by default."""
     max_poll_records: Positive = 5_000
     transaction_timeout_ms: Positive = 10_000
+    snapshot_every_events: NonNegative = 100_000
+    """Open sessions are written to the topic `snapshots` when a restart would have to read more of the log than this
+    (or an eighth of the events that they hold), so that it need not start at the oldest one; 0: never."""
     host: str = "127.0.0.1"
     port: NonNegative = 6066
     """HTTP port of /health, /ready, /status, /metrics; 0 picks a free one (it stands in the log)."""

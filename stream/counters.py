@@ -32,6 +32,8 @@ class Counters:
     commits: int = 0
     aborts: int = 0
     rebuilds: int = 0
+    restores: int = 0
+    snapshot_bytes: int = 0
     rows_in: int = 0
     rows_distinct: int = 0
     ids_in: int = 0

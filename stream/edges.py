@@ -9,7 +9,7 @@ from functools import partial
 from stream.ageing import Ageing
 from stream.builder import BatchLimits
 from stream.columns import batch_schema
-from stream.config import Config, TopicsConfig
+from stream.config import Config
 from stream.context import WorkerContext
 from stream.indexer import Indexer, ReferencePolicy
 from stream.kafka import (
@@ -134,17 +134,18 @@ def _record_limits(config: Config) -> dict[str, int]:
     """By output topic, the largest record that it takes."""
     return {
         name: int(topic_settings(config.kafka, name).get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES))
-        for name in _outputs(config.topics)
+        for name in _outputs(config)
     }
 
 
 def _layout(config: Config, limits: dict[str, int]) -> TopicLayout:
     topics = config.topics
-    count = {name: partition_count(config.kafka, name) for name in _outputs(topics)}
+    count = {name: partition_count(config.kafka, name) for name in _outputs(config)}
     return TopicLayout(
         batches=count[topics.batches],
         values=count[topics.values],
         journal=count[topics.journal],
+        snapshots=count.get(topics.snapshots, 0),
         late=count[topics.late],
         quarantine=count[topics.quarantine],
         late_bytes=limits[topics.late],
@@ -152,5 +153,7 @@ def _layout(config: Config, limits: dict[str, int]) -> TopicLayout:
     )
 
 
-def _outputs(topics: TopicsConfig) -> tuple[str, ...]:
-    return (topics.batches, topics.values, topics.late, topics.quarantine, topics.journal)
+def _outputs(config: Config) -> tuple[str, ...]:
+    topics = config.topics
+    outputs = (topics.batches, topics.values, topics.late, topics.quarantine, topics.journal)
+    return (*outputs, topics.snapshots) if config.stream.snapshot_every_events else outputs

@@ -7,7 +7,7 @@ begins.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ import xxhash
 
 from stream.config import Config, KafkaConfig, SessionConfig
 from stream.kafka import Reader, begin_offsets
+from stream.snapshot_format import SnapshotRef
 
 FORMAT_VERSION = 1
 POLL_MS = 100
@@ -87,6 +88,8 @@ class JournalRecord(msgspec.Struct, frozen=True, kw_only=True):
     parameters: Parameters
     note: str = ""
     """`start`, or what an operator accepted."""
+    snapshot: SnapshotRef | None = None
+    """Of the open sessions at this commit; most records have none."""
 
 
 class CommitMetadata(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +111,14 @@ class JournalEntry:
 
     offset: int
     record: JournalRecord
+
+
+@dataclass(frozen=True, slots=True)
+class JournalPart:
+    """Committed entries of one source partition, and the journal offset behind all that was read."""
+
+    entries: list[JournalEntry]
+    next_offset: int
 
 
 @dataclass(slots=True)
@@ -160,31 +171,47 @@ def decode_metadata(text: str, *, place: str) -> CommitMetadata:
     return metadata
 
 
-def read_journal(
+def read_journals(
     kafka: KafkaConfig,
     topic: str,
     *,
-    journal_partition: int,
-    start: int | None,
-    partition: int,
+    journal_partitions: int,
+    starts: Mapping[int, int | None],
     on_wait: Callable[[], object] = lambda: None,
-) -> tuple[list[JournalEntry], int]:
-    """Committed entries of one source partition from `start` (None: the beginning) on, and the offset behind them.
+) -> dict[int, JournalPart]:
+    """The journals of some source partitions, read in one pass: each from its offset in `starts` (None: the beginning).
 
     `on_wait` is called between polls and may raise to give up.
 
-    Raises JournalError, OffsetOutOfRange (the journal was cut), TopicMissing.
+    Raises JournalError, OffsetOutOfRange (one of them was cut), TopicMissing.
     """
-    first = begin_offsets(kafka, topic)[journal_partition] if start is None else start
-    entries: list[JournalEntry] = []
-    with Reader(kafka, topic=topic, positions={journal_partition: first}) as reader:
+    begins = begin_offsets(kafka, topic) if None in starts.values() else {}
+    place = {source: source % journal_partitions for source in starts}
+    first = {source: begins[place[source]] if start is None else start for source, start in starts.items()}
+    positions = {p: min(first[s] for s in starts if place[s] == p) for p in place.values()}
+    entries: dict[int, list[JournalEntry]] = {source: [] for source in starts}
+    sources = {str(source).encode(): source for source in starts}
+    with Reader(kafka, topic=topic, positions=positions) as reader:
         while not reader.at_end:
             on_wait()
             for message in reader.poll(max_messages=10_000, timeout_ms=POLL_MS):
-                if message.key == str(partition).encode():
-                    place = f"{topic}[{journal_partition}]@{message.offset}"
-                    entries.append(JournalEntry(message.offset, decode_record(message.value or b"", place=place)))
-        return entries, reader.positions()[journal_partition]
+                source = sources.get(message.key or b"")
+                if source is not None and message.offset >= first[source]:
+                    where = f"{topic}[{message.partition}]@{message.offset}"
+                    record = decode_record(message.value or b"", place=where)
+                    entries[source].append(JournalEntry(message.offset, record))
+        ends = reader.positions()
+    return {source: JournalPart(entries[source], ends[place[source]]) for source in starts}
+
+
+def entry_at(entries: Sequence[JournalEntry], position: int) -> JournalEntry | None:
+    """The entry with the greatest `resume` not above `position`, where a replay to there starts; None without one.
+
+    The state at its `resume` is rebuilt from its `offset` and `watermark_ms` with the advances of all entries up to
+    it that lie at or behind its `offset`; later entries hold the advances behind its `resume`.
+    """
+    known = [entry for entry in entries if entry.record.resume <= position]
+    return max(known, key=lambda entry: (entry.record.resume, entry.offset), default=None)
 
 
 def _decode(data: bytes, kind: type[_T], *, place: str) -> _T:

@@ -27,6 +27,8 @@ COUNTERS = {
     "commits": "Transactions committed.",
     "aborts": "Transactions aborted.",
     "rebuilds": "Partitions rebuilt from the log.",
+    "restores": "Partitions restored from a snapshot.",
+    "snapshot_bytes": "Bytes of snapshots of open sessions, before compression.",
     "rows_in": "Feature rows before deduplication.",
     "rows_distinct": "Feature rows after deduplication.",
     "ids_in": "Ids in list features before deduplication.",

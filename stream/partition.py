@@ -14,6 +14,7 @@ from stream.kafka import Committed
 from stream.pipeline import PartitionPipeline
 from stream.records import NO_WATERMARK, CommitPoint, PipelineOutput, RecordBlock
 from stream.recovery import Plan
+from stream.snapshots import Chunk, SnapshotPart, Snapshots
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +32,15 @@ class CommitState:
 
     record: JournalRecord
     committed: Committed
+    chunks: tuple[Chunk, ...] = ()
+    """Records of the snapshots topic."""
 
 
 class OwnedPartition:
-    """State of one partition between its assignment and its loss. Pipeline and builder begin at the plan's start."""
+    """State of one partition between its assignment and its loss.
+
+    The pipeline begins at the plan's start or, restored from a snapshot, behind it.
+    """
 
     def __init__(
         self,
@@ -45,12 +51,14 @@ class OwnedPartition:
         builder: BatchBuilder,
         marks: JournalMarks,
         silence: Silence,
+        snapshots: Snapshots,
     ) -> None:
         self.number = number
         self.pipeline = pipeline
         self.builder = builder
         self.marks = marks
         self.silence = silence
+        self.snapshots = snapshots
         self.plan = plan
         self.parameters: Parameters = plan.parameters
         self.dirty = bool(plan.note)
@@ -127,9 +135,10 @@ class OwnedPartition:
         return earned_ms if earned_ms >= closes_ms else None
 
     def commit_state(self, source: Source) -> CommitState:
-        """What has to go into the transaction. Nothing changes until `was_committed`, but for the journal mark."""
+        """What has to go into the transaction. Nothing changes until `was_committed`, but for marks and snapshots."""
         point = self._commit_point()
         resume = self.resume
+        snapshot = self._snapshot()
         self.marks.wrote(resume=resume)
         record = JournalRecord(
             topic=source.topic,
@@ -144,6 +153,7 @@ class OwnedPartition:
             advances=tuple(self._advances),
             parameters=self.parameters,
             note=self._note,
+            snapshot=snapshot.ref,
         )
         metadata = CommitMetadata(
             commit=record.commit,
@@ -153,7 +163,7 @@ class OwnedPartition:
             journal=self.marks.covering(point.offset),
             partitions=source.partitions,
         )
-        return CommitState(record, Committed(point.offset, encode_metadata(metadata)))
+        return CommitState(record, Committed(point.offset, encode_metadata(metadata)), snapshot.chunks)
 
     def was_committed(self, state: CommitState) -> None:
         """The transaction that held `state` is in force."""
@@ -170,6 +180,12 @@ class OwnedPartition:
         self.pipeline = pipeline
         self.parameters = parameters
         self.closed_all = True
+        self.snapshots.forget()
+
+    def _snapshot(self) -> SnapshotPart:
+        if self.rebuilding:
+            return SnapshotPart()
+        return self.snapshots.take(self.pipeline, commit=self._commits + 1)
 
     def _commit_point(self) -> CommitPoint:
         if self.rebuilding:

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from dedup_cache.arrays import AnyArray, Int64
-from stream.columns import GroupAssembler
+from stream.columns import GroupAssembler, ImpressionColumns
 from stream.config import Config, EventsConfig, FeatureConfig, LabelConfig, SessionConfig
 from stream.event_store import EventStore
 from stream.events import IMPRESSION, Decoder, EventBlock
 from stream.labels import ClosedEvents, label_kinds, label_matrix, match
 from stream.records import CommitPoint, PipelineCounts, PipelineOutput, RecordBlock, Rejected, SampleBlock
 from stream.session_features import SessionFeatures
-from stream.sessions import DUPLICATE, FULL, LATE, OpenSessions, PartitionSessions, Placement
+from stream.sessions import DUPLICATE, FULL, LATE, OpenSessions, PartitionSessions, Placement, RestoreError
 
 DROP_REASONS = {
     LATE: ("late", "older than the watermark less the session gap"),
@@ -147,6 +147,10 @@ class PartitionPipeline:
         """What it remembers besides the events at `held_offsets`."""
         return PipelineState(self.position, self.watermark_ms, self.max_event_time_ms, self._sessions.state())
 
+    def no_impressions(self) -> ImpressionColumns:
+        """Columns of no impressions, with the types and widths that all have."""
+        return self._decoder.no_impressions()
+
     def held_offsets(self) -> Int64:
         """The offsets of the events that open sessions hold, ascending."""
         return self._store.held()
@@ -166,6 +170,8 @@ class PartitionPipeline:
         start = CommitPoint(state.position, state.watermark_ms)
         pipeline = PartitionPipeline(config, partition=partition, start=start)
         rows = events.rows
+        if not (np.diff(rows["offset"]) > 0).all() or (rows["offset"] >= state.position).any():
+            raise RestoreError(f"events that are not in offset order before {state.position}")
         pipeline._sessions.restore(
             state.sessions,
             offsets=rows["offset"],

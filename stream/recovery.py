@@ -19,6 +19,7 @@ from stream.journal import (
 )
 from stream.kafka import Committed
 from stream.records import NO_WATERMARK, CommitPoint
+from stream.snapshot_format import SnapshotRef
 
 START = "start"
 
@@ -88,6 +89,8 @@ class Plan:
     advances: tuple[Advance, ...]
     parameters: Parameters
     """Those of the open sessions; they differ from the worker's own only with `close_all`."""
+    snapshot: SnapshotRef | None = None
+    """Of a state between `start` and `resume`: a way to be there sooner, nothing depends on it."""
     note: str = ""
     """Must be journalled before the first record is processed, unless empty."""
     close_all: bool = False
@@ -196,7 +199,18 @@ def _as_committed(found: Found, problem: _Problem) -> Plan:
         commit=last.commit,
         advances=advances,
         parameters=last.parameters,
+        snapshot=_newest_snapshot(found, last),
     )
+
+
+def _newest_snapshot(found: Found, last: JournalRecord) -> SnapshotRef | None:
+    """The newest one that the same log and the same parameters made, if it is of use."""
+    for record in (entry.record for entry in reversed(found.entries)):
+        if (record.topic_id, record.parameters) != (last.topic_id, last.parameters):
+            return None
+        if record.snapshot is not None:
+            return record.snapshot if last.offset < record.snapshot.position <= last.resume else None
+    return None
 
 
 def _without_journal(found: Found, problem: _Problem) -> Plan:
@@ -235,7 +249,7 @@ def _within_log(found: Found, plan: Plan, problem: _Problem) -> Plan:
         )
         start = CommitPoint(found.begin, plan.start.watermark_ms)
         advances = tuple(a for a in plan.advances if a.position >= found.begin)
-        return replace(plan, start=start, resume=max(plan.resume, found.begin), advances=advances)
+        return replace(plan, start=start, resume=max(plan.resume, found.begin), advances=advances, snapshot=None)
     return plan
 
 
@@ -275,4 +289,4 @@ def _partitions_changed(found: Found, before: int) -> str:
 
 def _moved(plan: Plan, offset: int, *, watermark_ms: int = NO_WATERMARK) -> Plan:
     """The plan without anything to rebuild, from another offset on."""
-    return replace(plan, start=CommitPoint(offset, watermark_ms), resume=offset, advances=())
+    return replace(plan, start=CommitPoint(offset, watermark_ms), resume=offset, advances=(), snapshot=None)

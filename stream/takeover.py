@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -12,7 +13,7 @@ from stream.builder import BatchBuilder, BatchLimits
 from stream.config import Config
 from stream.idle import Silence
 from stream.indexer import Indexer
-from stream.journal import JournalEntry, JournalMarks, Parameters, read_journal
+from stream.journal import JournalMarks, JournalPart, Parameters, read_journals
 from stream.kafka import (
     BrokerUnavailable,
     Committed,
@@ -26,8 +27,15 @@ from stream.kafka import (
 from stream.partition import OwnedPartition, Source
 from stream.pipeline import PartitionPipeline, PipelineConfig
 from stream.recovery import Allowed, Found, JournalBehindError, Plan, RecoveryError, commit_metadata, decide
+from stream.sessions import RestoreError
+from stream.snapshot_format import SnapshotError
+from stream.snapshot_reader import load_snapshot
+from stream.snapshots import SnapshotLimits, Snapshots
 from stream.transforms import Transforms
 
+logger = logging.getLogger("stream.worker")
+
+SNAPSHOT_CHUNK_BYTES = 900_000
 MIN_PATIENCE_MS, MAX_PATIENCE_MS = 100, 3_000
 """How long committed offsets are waited for, while other partitions wait: longer each time that it was in vain."""
 PROBES_PER_IDLE = 4
@@ -69,6 +77,23 @@ class _Log:
     ends: dict[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class _FoundJournal:
+    part: JournalPart
+    cut: str = ""
+    """Why it cannot be read from where the commit says."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A partition's pipeline, and how it goes on from there."""
+
+    number: int
+    plan: Plan
+    pipeline: PartitionPipeline
+    snapshots: Snapshots
+
+
 def probe_every_ms(config: Config) -> int:
     """How often the broker is asked for the ends of partitions."""
     return min(MAX_PROBE_MS, max(MIN_PROBE_MS, config.session.idle_after_ms // PROBES_PER_IDLE))
@@ -103,38 +128,71 @@ class Takeover:
         source = Source(topic, topic_id(kafka, topic), partition_count(kafka, topic))
         log = _Log(begin_offsets(kafka, topic), end_offsets(kafka, topic, committed=False))
         taken = Taken([], {}, {}, source)
-        for partition in partitions:
+        commits = self._commits(consumer, partitions, later=taken.later)
+        journals = self._journals(commits, on_wait=on_wait)
+        ends = self._snapshot_ends()
+        for partition, committed in commits.items():
+            journal = journals[partition]
             try:
-                plan, marks = self._plan(consumer, partition, source=source, log=log, on_wait=on_wait)
+                plan = self._plan(consumer, partition, committed=committed, journal=journal, source=source, log=log)
             except RecoveryError as error:
                 taken.refused[partition] = error
             except (BrokerUnavailable, JournalBehindError) as error:
                 taken.later[partition] = error
             else:
-                taken.partitions.append(self._build(partition, plan, marks))
+                marks = JournalMarks.of(journal.part.entries, next_offset=journal.part.next_offset)
+                opened = self._open(partition, plan, snapshot_ends=ends, on_wait=on_wait)
+                taken.partitions.append(self._build(opened, marks=marks))
         self._overrides.committed(partition for partition in taken.partitions if not partition.plan.note)
         self._patience_ms = min(2 * self._patience_ms, MAX_PATIENCE_MS) if taken.later else MIN_PATIENCE_MS
         return taken
+
+    def _commits(
+        self, consumer: GroupConsumer, partitions: Sequence[int], *, later: dict[int, Exception]
+    ) -> dict[int, Committed | None]:
+        """One question each: the answer for one that has a commit under way would hold back the others."""
+        commits: dict[int, Committed | None] = {}
+        for partition in partitions:
+            try:
+                commits |= consumer.committed([partition], timeout_ms=self._patience_ms)
+            except BrokerUnavailable as error:
+                later[partition] = error
+        return commits
+
+    def _journals(
+        self, commits: dict[int, Committed | None], *, on_wait: Callable[[], object]
+    ) -> dict[int, _FoundJournal]:
+        """In one pass; where one of them was cut, one by one."""
+        kafka, topic, count = self._config.kafka, self._config.topics.journal, self._journal_partitions
+        starts: dict[int, int | None] = {}
+        for partition, committed in commits.items():
+            metadata = commit_metadata(f"{self._config.topics.interactions}[{partition}]", committed)
+            starts[partition] = metadata.journal if metadata else None
+        if not starts:
+            return {}
+        try:
+            parts = read_journals(kafka, topic, journal_partitions=count, starts=starts, on_wait=on_wait)
+        except OffsetOutOfRange as error:
+            if len(starts) == 1:
+                (partition,) = starts
+                end = end_offsets(kafka, topic)[partition % count]
+                return {partition: _FoundJournal(JournalPart([], end), cut=str(error))}
+            alone = [self._journals({p: committed}, on_wait=on_wait) for p, committed in commits.items()]
+            return {partition: found for one in alone for partition, found in one.items()}
+        return {partition: _FoundJournal(part) for partition, part in parts.items()}
 
     def _plan(
         self,
         consumer: GroupConsumer,
         partition: int,
         *,
+        committed: Committed | None,
+        journal: _FoundJournal,
         source: Source,
         log: _Log,
-        on_wait: Callable[[], object],
-    ) -> tuple[Plan, JournalMarks]:
-        committed = consumer.committed([partition], timeout_ms=self._patience_ms)[partition]
-        entries: list[JournalEntry] = []
-        journal_cut, before = "", None
-        try:
-            entries, next_journal = self._journal(partition, committed, on_wait=on_wait)
-        except OffsetOutOfRange as error:
-            journal_cut = str(error)
-            ends = end_offsets(self._config.kafka, self._config.topics.journal)
-            next_journal = ends[partition % self._journal_partitions]
-        if committed is None and not entries:
+    ) -> Plan:
+        before = None
+        if committed is None and not journal.part.entries:
             commits = consumer.committed(range(source.partitions), timeout_ms=self._patience_ms)
             before = _partitions_before(source.topic, commits)
         found = Found(
@@ -145,12 +203,12 @@ class Takeover:
             begin=log.begins[partition],
             end=log.ends[partition],
             committed=committed,
-            entries=entries,
+            entries=journal.part.entries,
             parameters=self._parameters,
-            journal_cut=journal_cut,
+            journal_cut=journal.cut,
             partitions_before=before,
         )
-        return decide(found, self._overrides.of(partition)), JournalMarks.of(entries, next_offset=next_journal)
+        return decide(found, self._overrides.of(partition))
 
     def pipeline_config(self, parameters: Parameters | None = None) -> PipelineConfig:
         """The pipeline's part of the configuration, with the session parameters of a journal record."""
@@ -166,37 +224,64 @@ class Takeover:
         pipeline = PartitionPipeline(self.pipeline_config(), partition=partition.number, start=start)
         partition.restart_pipeline(pipeline, parameters=self._parameters)
 
-    def _journal(
-        self, partition: int, committed: Committed | None, *, on_wait: Callable[[], object]
-    ) -> tuple[list[JournalEntry], int]:
-        place = f"{self._config.topics.interactions}[{partition}]"
-        metadata = commit_metadata(place, committed)
-        return read_journal(
-            self._config.kafka,
-            self._config.topics.journal,
-            journal_partition=partition % self._journal_partitions,
-            start=metadata.journal if metadata else None,
-            partition=partition,
-            on_wait=on_wait,
-        )
+    def _snapshot_ends(self) -> dict[int, int]:
+        """By partition of the snapshots topic, where it ends; none without snapshots."""
+        if not self._config.stream.snapshot_every_events:
+            return {}
+        return end_offsets(self._config.kafka, self._config.topics.snapshots, committed=False)
 
-    def _build(self, partition: int, plan: Plan, marks: JournalMarks) -> OwnedPartition:
+    def _open(
+        self, partition: int, plan: Plan, *, snapshot_ends: dict[int, int], on_wait: Callable[[], object]
+    ) -> _Opened:
+        """The pipeline at the plan's start or, with a snapshot that can be used, behind it."""
+        topics, every = self._config.topics, self._config.stream.snapshot_every_events
+        limits = SnapshotLimits(every, SNAPSHOT_CHUNK_BYTES)
+        config = self.pipeline_config(plan.parameters)
+        pipeline = PartitionPipeline(config, partition=partition, start=plan.start)
+        if not snapshot_ends:
+            return _Opened(partition, plan, pipeline, Snapshots(partition, limits=limits, next_offset=0))
+        topic_partition = partition % len(snapshot_ends)
+        restored = None
+        if plan.snapshot is not None:
+            try:
+                loaded = load_snapshot(
+                    self._config.kafka,
+                    topics.snapshots,
+                    topic_partition=topic_partition,
+                    ref=plan.snapshot,
+                    like=pipeline.no_impressions(),
+                    on_wait=on_wait,
+                )
+                pipeline = PartitionPipeline.restore(
+                    config, partition=partition, state=loaded.state, events=loaded.events
+                )
+                restored = loaded.restored
+            except (SnapshotError, RestoreError) as error:
+                fields = {"partition": partition, "position": plan.snapshot.position, "reason": str(error)}
+                logger.warning("snapshot not used, reading the log instead", extra=fields)
+        advances = tuple(advance for advance in plan.advances if advance.position >= pipeline.position)
+        next_offset = snapshot_ends[topic_partition]
+        snapshots = Snapshots(partition, limits=limits, next_offset=next_offset, restored=restored)
+        return _Opened(partition, replace(plan, advances=advances), pipeline, snapshots)
+
+    def _build(self, opened: _Opened, *, marks: JournalMarks) -> OwnedPartition:
         every_ms = probe_every_ms(self._config)
         return OwnedPartition(
-            partition,
-            plan=plan,
-            pipeline=PartitionPipeline(self.pipeline_config(plan.parameters), partition=partition, start=plan.start),
+            opened.number,
+            plan=opened.plan,
+            pipeline=opened.pipeline,
             builder=BatchBuilder(
                 self._schema,
                 topic=self._config.topics.interactions,
-                partition=partition,
-                seq=plan.seq,
+                partition=opened.number,
+                seq=opened.plan.seq,
                 limits=self._limits,
                 indexer=self._indexer,
                 transforms=self._transforms,
             ),
             marks=marks,
             silence=Silence(self._config.session.idle_after_ms, max(500, PROBES_PER_IDLE * every_ms)),
+            snapshots=opened.snapshots,
         )
 
 

@@ -8,6 +8,7 @@ from stream.config import Config
 from stream.kafka import TopicExists, create_topic, partition_count, topic_settings
 
 MIB = 1 << 20
+DAY_MS = 86_400_000
 RECORD_OVERHEAD_BYTES = 64 * 1024
 """Headers, framing and the safetensors head on top of a payload."""
 
@@ -43,6 +44,15 @@ def topic_specs(config: Config) -> tuple[TopicSpec, ...]:
     source_bytes = interactions_bytes(config)
     batch_bytes = config.batch.max_bytes + MIB
     reject = {"cleanup.policy": "delete", "retention.ms": retention, "max.message.bytes": str(source_bytes + MIB)}
+    snapshots = TopicSpec(
+        topics.snapshots,
+        wanted,
+        {
+            "cleanup.policy": "delete",
+            "retention.ms": str(_snapshot_retention_ms(config)),
+            "max.message.bytes": str(2 * MIB),
+        },
+    )
     return (
         TopicSpec(
             topics.interactions,
@@ -67,6 +77,7 @@ def topic_specs(config: Config) -> tuple[TopicSpec, ...]:
         TopicSpec(topics.late, wanted, reject),
         TopicSpec(topics.quarantine, wanted, reject),
         TopicSpec(topics.journal, wanted, forever),
+        *((snapshots,) if config.stream.snapshot_every_events else ()),
         TopicSpec(topics.control, 1, {"cleanup.policy": "delete", "retention.ms": "86400000"}),
     )
 
@@ -142,6 +153,11 @@ def _refuse(config: Config, settings: dict[str, dict[str, str]]) -> None:
 
 def _retention_ms(settings: dict[str, str]) -> int:
     return int(settings.get("retention.ms", -1))
+
+
+def _snapshot_retention_ms(config: Config) -> int:
+    """Events are kept in a snapshot as long as their session is open, and then for an outage."""
+    return max(DAY_MS, 2 * _needed_retention_ms(config))
 
 
 def _needed_retention_ms(config: Config) -> int:

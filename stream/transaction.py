@@ -2,7 +2,8 @@
 
 1. `begin` takes the group metadata: who we are while this transaction is made.
 2. Batches, values, late and quarantined records are handed over as they come.
-3. `commit` adds one journal record per partition, then the source offsets, then commits until the outcome is known.
+3. `commit` adds one journal record per partition, with a snapshot where one is due, then the source offsets, then
+   commits until the outcome is known.
 
 A crash before 3 ends leaves nothing of it; the broker aborts what is open after `transaction_timeout_ms`. A crash
 after it leaves everything. Values become known to other workers only behind 3.
@@ -17,11 +18,12 @@ from stream.builder import BuiltBatch, LargeSample
 from stream.config import TopicsConfig
 from stream.counters import Tally
 from stream.indexer import Indexer
-from stream.journal import encode_record
+from stream.journal import JournalMarks, encode_record
 from stream.kafka import GroupMetadata, TransactionAborted, TransactionalWriter
 from stream.partition import OwnedPartition, Source
 from stream.records import PipelineOutput, Rejected
 from stream.rejects import reject_record
+from stream.snapshots import Chunk, Snapshots
 
 CrashPoint = Callable[[str], object]
 """Hears of every point at which a crash is interesting; for tests that kill the process there."""
@@ -38,6 +40,7 @@ class TopicLayout:
     batches: int
     values: int
     journal: int
+    snapshots: int
     late: int
     quarantine: int
     late_bytes: int
@@ -109,12 +112,13 @@ class OpenTransaction:
             self._add_batches(partition.number, partition.builder.flush(now_ms=now_ms))
         states = {partition: partition.commit_state(source) for partition in partitions}
         for partition, state in states.items():
+            self._add_snapshot(partition, state.chunks)
             self._writer.send(
                 self._topics.journal,
                 encode_record(state.record),
                 key=str(partition.number).encode(),
                 partition=partition.number % self._layout.journal,
-                on_offset=_note_offset(partition),
+                on_offset=_note_offset(partition.marks),
             )
         self._crash_point("journal_sent")
         offsets = {partition.number: state.committed for partition, state in states.items()}
@@ -150,6 +154,18 @@ class OpenTransaction:
             )
             self._crash_point("batch_sent")
 
+    def _add_snapshot(self, partition: OwnedPartition, chunks: Sequence[Chunk]) -> None:
+        for chunk in chunks:
+            self._writer.send(
+                self._topics.snapshots,
+                chunk.value,
+                key=chunk.key,
+                partition=partition.number % self._layout.snapshots,
+                on_offset=_note_offset(partition.snapshots),
+            )
+            self.tally.counters.snapshot_bytes += len(chunk.value)
+            self._crash_point("snapshot_sent")
+
     def _add_rejected(self, partition: int, *, late: Sequence[Rejected], quarantined: Sequence[Rejected]) -> None:
         layout, topics = self._layout, self._topics
         for records, topic, count, limit in (
@@ -173,8 +189,8 @@ class OpenTransaction:
         return self._originals(partition, details, "too_large")
 
 
-def _note_offset(partition: OwnedPartition) -> Callable[[int], None]:
+def _note_offset(marks: JournalMarks | Snapshots) -> Callable[[int], None]:
     def note(offset: int) -> None:
-        partition.marks.next_offset = max(partition.marks.next_offset, offset + 1)
+        marks.next_offset = max(marks.next_offset, offset + 1)
 
     return note

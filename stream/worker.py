@@ -181,8 +181,9 @@ class StreamWorker:
 
     def _adopt(self, partition: OwnedPartition) -> None:
         self._roster.opened(partition)
-        self._edges.consumer.start(partition.number, offset=partition.plan.start.offset)
+        self._edges.consumer.start(partition.number, offset=partition.pipeline.position)
         self._counters.rebuilds += partition.rebuilding
+        self._counters.restores += partition.pipeline.position > partition.plan.start.offset
         plan = partition.plan
         fields = {"start": plan.start.offset, "resume": plan.resume, "seq": plan.seq, "note": plan.note}
         logger.info("partition opened", extra={"partition": partition.number, **fields})

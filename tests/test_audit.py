@@ -152,7 +152,7 @@ def _event(event_id: str, user: str, time_ms: int, *, item: int, **more: str) ->
 @pytest.fixture
 def empty(kafka: EmbeddedKafka, topic_prefix: str, tmp_path: Path) -> Scene:
     """Topics with nothing in them."""
-    names = ("interactions", "batches", "values", "late", "quarantine", "journal", "control")
+    names = ("interactions", "batches", "values", "late", "quarantine", "journal", "snapshots", "control")
     session = ("session.gap_ms=4000", "session.out_of_orderness_ms=500")
     topics = [f"topics.{name}={topic_prefix}{name}" for name in names]
     url = f"trainer.checkpoint_url={tmp_path / 'checkpoints'}"

@@ -85,7 +85,7 @@ class Rig:
         self.prefix = prefix
         self._processes: list[WorkerProcess] = []
         folder.mkdir(parents=True, exist_ok=True)
-        names = ("interactions", "batches", "values", "late", "quarantine", "journal", "control")
+        names = ("interactions", "batches", "values", "late", "quarantine", "journal", "snapshots", "control")
         self.tree: dict[str, Any] = {
             "kafka": {"bootstrap": kafka},
             "redis": {"url": redis, "namespace": prefix},

@@ -20,10 +20,12 @@ from stream.journal import (
     decode_record,
     encode_metadata,
     encode_record,
+    entry_at,
 )
 from stream.kafka import Committed
 from stream.records import NO_WATERMARK, CommitPoint
 from stream.recovery import Allowed, Found, JournalBehindError, RecoveryError, decide
+from stream.snapshot_format import BlobRef, SnapshotRef
 
 NOW = Parameters.of(Config())
 RECORD = JournalRecord(
@@ -192,3 +194,45 @@ def test_nothing_open_means_that_parameters_may_change() -> None:
     found = replace(FOUND, parameters=changed, entries=(JournalEntry(9, closed),), committed=committed)
     plan = decide(found, STRICT)
     assert (plan.parameters, plan.close_all, plan.start.offset) == (changed, False, 120)
+
+
+SNAPSHOT = SnapshotRef(position=115, events=3, sessions=1, head=BlobRef("3/7/head", 5, 2, 10, "x"))
+SNAPPED = msgspec.structs.replace(RECORD, snapshot=SNAPSHOT)
+
+
+def test_the_newest_snapshot_between_the_commit_and_where_it_was_is_used() -> None:
+    assert decode_record(encode_record(SNAPPED), place="here") == SNAPPED
+    assert decide(FOUND, STRICT).snapshot is None
+    assert decide(replace(FOUND, entries=(JournalEntry(9, SNAPPED),)), STRICT).snapshot == SNAPSHOT
+    older = msgspec.structs.replace(SNAPPED, commit=6, resume=118, snapshot=SNAPSHOT)
+    assert (
+        decide(replace(FOUND, entries=(JournalEntry(8, older), JournalEntry(9, RECORD))), STRICT).snapshot == SNAPSHOT
+    )
+
+
+@pytest.mark.parametrize("position", [90, 100, 121])
+def test_a_snapshot_behind_the_commit_or_before_it_is_of_no_use(position: int) -> None:
+    snapshot = msgspec.structs.replace(SNAPSHOT, position=position)
+    entry = JournalEntry(9, msgspec.structs.replace(RECORD, snapshot=snapshot))
+    assert decide(replace(FOUND, entries=(entry,)), STRICT).snapshot is None
+
+
+def test_a_snapshot_of_another_log_or_other_parameters_is_never_used() -> None:
+    other = Parameters.of(Config(session=SessionConfig(gap_ms=7)))
+    for changes in ({"topic_id": "B"}, {"parameters": other}):
+        older = msgspec.structs.replace(SNAPPED, commit=6, **changes)
+        assert (
+            decide(replace(FOUND, entries=(JournalEntry(8, older), JournalEntry(9, RECORD))), STRICT).snapshot is None
+        )
+
+
+def test_what_an_operator_accepted_drops_the_snapshot_with_the_sessions() -> None:
+    entries = (JournalEntry(9, SNAPPED),)
+    for changes in ({"begin": 110}, {"end": 118}, {"topic_id": "B"}):
+        assert decide(replace(FOUND, entries=entries, **changes), ACCEPT).snapshot is None
+
+
+def test_a_replay_starts_at_the_last_entry_before_its_position() -> None:
+    entries = [JournalEntry(i, msgspec.structs.replace(RECORD, resume=resume)) for i, resume in enumerate((10, 20, 20))]
+    found = [entry_at(entries, position) for position in (9, 10, 19, 20, 99)]
+    assert [entry and entry.offset for entry in found] == [None, 0, 0, 2, 2]

@@ -44,7 +44,7 @@ def test_a_journal_that_was_cut_is_said_and_accepted(rig: Rig) -> None:
 
 
 def test_a_journal_with_a_limit_of_bytes_is_refused(kafka: EmbeddedKafka, topic_prefix: str) -> None:
-    names = ("interactions", "batches", "values", "late", "quarantine", "journal", "control")
+    names = ("interactions", "batches", "values", "late", "quarantine", "journal", "snapshots", "control")
     config = Config(
         kafka=KafkaConfig(bootstrap=kafka.bootstrap),
         topics=TopicsConfig(**{name: topic_prefix + name for name in names}),

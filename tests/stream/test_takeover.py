@@ -5,15 +5,17 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from stream.builder import BatchLimits
 from stream.columns import batch_schema
-from stream.config import Config
-from stream.journal import CommitMetadata, JournalEntry, JournalRecord, Parameters, encode_metadata
+from stream.config import Config, StreamConfig
+from stream.journal import CommitMetadata, JournalEntry, JournalPart, JournalRecord, Parameters, encode_metadata
 from stream.kafka import Committed, GroupConsumer, OffsetOutOfRange
 from stream.records import CommitPoint
 from stream.recovery import JournalBehindError, RecoveryError
+from stream.snapshot_format import BlobRef, SnapshotError, SnapshotRef
 from stream.takeover import Overrides, Taken, Takeover
 
 CONFIG = Config()
@@ -42,15 +44,15 @@ class Broker:
         monkeypatch.setattr("stream.takeover.partition_count", lambda *_: 4)
         monkeypatch.setattr("stream.takeover.begin_offsets", lambda *_: dict.fromkeys(range(4), begin))
         monkeypatch.setattr("stream.takeover.end_offsets", lambda *_, **__: dict.fromkeys(range(4), 500))
-        monkeypatch.setattr("stream.takeover.read_journal", lambda *_, **__: self._read())
+        monkeypatch.setattr("stream.takeover.read_journals", lambda *_, **__: {0: self._read()})
 
     def committed(self, partitions: list[int], **_: int) -> dict[int, Committed | None]:
         return {p: Committed(self._offset, encode_metadata(METADATA)) if p == 0 else None for p in partitions}
 
-    def take(self, overrides: Overrides) -> Taken:
+    def take(self, overrides: Overrides, *, config: Config = CONFIG) -> Taken:
         takeover = Takeover(
-            CONFIG,
-            schema=batch_schema(CONFIG),
+            config,
+            schema=batch_schema(config),
             limits=BatchLimits(10, 1 << 20),
             indexer=cast("Any", SimpleNamespace()),
             overrides=overrides,
@@ -58,10 +60,10 @@ class Broker:
         )
         return takeover.take(cast("GroupConsumer", self), [0], on_wait=lambda: None)
 
-    def _read(self) -> tuple[list[JournalEntry], int]:
+    def _read(self) -> JournalPart:
         if isinstance(self.journal, Exception):
             raise self.journal
-        return self.journal, 10
+        return JournalPart(self.journal, 10)
 
 
 def test_what_was_accepted_is_used_up_by_the_commit_of_its_note(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +101,25 @@ def test_without_its_journal_a_partition_goes_on_behind_its_commit(
     assert (plan.start, plan.resume, plan.seq, plan.commit) == (CommitPoint(120, 5_000), 120, 55, 7)
     assert "the journal was cut" in plan.note
     assert partition.marks.next_offset == 500
+
+
+@pytest.mark.parametrize("every", [0, 100_000])
+def test_a_snapshot_that_cannot_be_used_costs_a_replay_and_nothing_else(
+    every: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise SnapshotError("0/7/head: 1 of 2 records are not in the topic")
+
+    monkeypatch.setattr("stream.takeover.load_snapshot", broken)
+    broker = Broker(monkeypatch)
+    snapshot = SnapshotRef(position=115, events=3, sessions=1, head=BlobRef("0/7/head", 5, 2, 10, "x"))
+    broker.journal = [JournalEntry(9, msgspec.structs.replace(RECORD, snapshot=snapshot))]
+    config = msgspec.structs.replace(CONFIG, stream=StreamConfig(snapshot_every_events=every))
+    (partition,) = broker.take(Overrides(), config=config).partitions
+    assert (partition.plan.start, partition.pipeline.position) == (CommitPoint(100, 5_000), 100)
+    assert partition.rebuilding
+    warned = [record for record in caplog.records if record.message.startswith("snapshot not used")]
+    assert len(warned) == bool(every)
 
 
 def test_a_cut_journal_without_a_commit_is_never_a_first_start(monkeypatch: pytest.MonkeyPatch) -> None:

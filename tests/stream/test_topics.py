@@ -18,14 +18,14 @@ pytestmark = pytest.mark.kafka
 
 @pytest.fixture
 def config(kafka: EmbeddedKafka, topic_prefix: str) -> Config:
-    names = ("interactions", "batches", "values", "late", "quarantine", "journal", "control")
+    names = ("interactions", "batches", "values", "late", "quarantine", "journal", "snapshots", "control")
     topics = TopicsConfig(**{name: topic_prefix + name for name in names}, partitions=3)
     return Config(kafka=KafkaConfig(bootstrap=kafka.bootstrap), topics=topics)
 
 
 def test_created_with_their_settings(config: Config) -> None:
     lines = create_topics(config)
-    assert len([line for line in lines if line.endswith("created, 3 partitions")]) == 6
+    assert len([line for line in lines if line.endswith("created, 3 partitions")]) == 7
     assert not [line for line in lines if line.startswith("warning")]
     settings = {
         name: topic_settings(config.kafka, getattr(config.topics, name))

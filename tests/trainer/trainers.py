@@ -31,7 +31,7 @@ def trainer_config(
     """A config of its own topics, folders and port; the default Redis is one that is not there."""
     given = {"checkpoint_every_ms": 300, "publish_every_ms": 200, "keep_versions": 1000, "port": free_port()} | trainer
     config = make_config(checkpoint_url=str(folder / "checkpoints"), versions_url=str(folder / "versions"), **given)
-    names = ("interactions", "batches", "values", "late", "quarantine", "journal", "control")
+    names = ("interactions", "batches", "values", "late", "quarantine", "journal", "snapshots", "control")
     return msgspec.structs.replace(
         config,
         kafka=KafkaConfig(bootstrap=kafka.bootstrap),

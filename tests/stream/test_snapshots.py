@@ -1,0 +1,196 @@
+"""Snapshots of open sessions: written once, brought back exactly, refused when they are damaged."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Self
+
+import numpy as np
+import pytest
+
+from stream.kafka import Message
+from stream.pipeline import PartitionPipeline
+from stream.snapshot_format import (
+    Head,
+    SnapshotError,
+    SnapshotRef,
+    decode_events,
+    decode_head,
+    encode_events,
+    encode_head,
+)
+from stream.snapshot_reader import LoadedSnapshot, load_snapshot
+from stream.snapshots import SnapshotLimits, Snapshots
+from tests.stream.pipeline_machine import APPEND_MS, CONFIG, PipelineMachine
+from tests.stream.pipeline_machine import Snapshot as Taken
+from tests.stream.test_pipeline import random_source
+
+LIMITS = SnapshotLimits(every_events=20, chunk_bytes=700)
+
+
+@pytest.fixture
+def topic(monkeypatch: pytest.MonkeyPatch) -> Topic:
+    topic = Topic()
+    monkeypatch.setattr("stream.snapshot_reader.Reader", lambda *_, positions, **__: TopicReader(topic, positions))
+    monkeypatch.setattr("stream.snapshot_reader.PATIENCE_S", 0.0)
+    return topic
+
+
+class Topic:
+    """One partition of the snapshots topic, in memory; every transaction leaves a control record behind."""
+
+    def __init__(self) -> None:
+        self.records: dict[int, tuple[bytes, bytes]] = {}
+        self.end = 0
+
+    def write(self, snapshots: Snapshots, pipeline: PartitionPipeline, *, commit: int) -> SnapshotRef | None:
+        part = snapshots.take(pipeline, commit=commit)
+        for chunk in part.chunks:
+            assert len(chunk.value) <= LIMITS.chunk_bytes
+            self.records[self.end] = (chunk.key, chunk.value)
+            self.end += 1
+            snapshots.next_offset = self.end
+        self.end += 1
+        return part.ref
+
+    def load(self, ref: SnapshotRef) -> LoadedSnapshot:
+        like = PipelineMachine().pipeline.no_impressions()
+        return load_snapshot(CONFIG.kafka, "snapshots", topic_partition=0, ref=ref, like=like)
+
+
+class TopicReader:
+    """As `stream.kafka.Reader`."""
+
+    def __init__(self, topic: Topic, positions: dict[int, int]) -> None:
+        self._topic = topic
+        self._at = positions[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def positions(self) -> dict[int, int]:
+        return {0: self._at}
+
+    def seek(self, _partition: int, offset: int) -> None:
+        self._at = offset
+
+    def poll(self, *, max_messages: int, timeout_ms: int) -> list[Message]:
+        offsets = sorted(o for o in self._topic.records if o >= self._at)[: min(3, max_messages)]
+        self._at = offsets[-1] + 1 if offsets else self._topic.end
+        return [Message("snapshots", 0, o, timeout_ms, *self._topic.records[o]) for o in offsets]
+
+
+def grow(machine: PipelineMachine, rng: random.Random, *, count: int) -> None:
+    """So many further events, of sessions that stay open for a while."""
+    for _ in range(count):
+        machine.clock_ms += rng.choice([0, 0, 0, 0, 1])
+        source = random_source(rng, offset=machine.next_offset, clock_ms=machine.clock_ms)
+        machine.next_offset += 1
+        machine.log.append(source)
+        machine.oracle.record(
+            source.offset, append_ms=APPEND_MS, key=source.key, value=source.value, outcome=source.outcome
+        )
+        machine.feed(machine.pipeline, [source], cuts=set(), into=machine.emitted)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_snapshot_brings_the_pipeline_back(seed: int, topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream.snapshots.SEGMENT_EVENTS", 15)
+    monkeypatch.setattr("stream.snapshots.MOST_SEGMENTS", 4)
+    rng, machine = random.Random(seed), PipelineMachine()
+    machine.clock_ms = 1_000
+    snapshots = Snapshots(3, limits=LIMITS, next_offset=0)
+    taken = 0
+    for commit in range(60):
+        grow(machine, rng, count=rng.randrange(12))
+        ref = topic.write(snapshots, machine.pipeline, commit=commit)
+        if ref is None:
+            continue
+        taken += 1
+        loaded = topic.load(ref)
+        now = Taken.of(machine.pipeline)
+        assert Taken(loaded.state, loaded.events).same_as(now)
+        machine.restore_from(Taken(loaded.state, loaded.events), cuts=set())
+        if rng.random() < 0.3:
+            snapshots = Snapshots(3, limits=LIMITS, next_offset=topic.end, restored=loaded.restored)
+    assert taken > 5
+    machine.close_all()
+    machine.same_as_oracle()
+
+
+def written(topic: Topic, *, events: int = 80) -> tuple[PipelineMachine, SnapshotRef]:
+    """A snapshot of several segments."""
+    machine, rng = PipelineMachine(), random.Random(0)
+    machine.clock_ms = 1_000
+    snapshots, refs = Snapshots(3, limits=replace(LIMITS, every_events=1), next_offset=0), []
+    for commit in range(4):
+        grow(machine, rng, count=events // 4)
+        refs.append(topic.write(snapshots, machine.pipeline, commit=commit))
+    assert refs[-1] is not None
+    return machine, refs[-1]
+
+
+def test_what_is_damaged_missing_or_of_another_format_is_named(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, ref = written(topic)
+    topic.load(ref)
+    for offset, (key, value) in list(topic.records.items()):
+        name = key.decode().rpartition("/")[0]
+        blobs = {ref.head.name, *(one.name for one in decode_head(head_of(topic, ref)).segments)}
+        if name not in blobs:
+            continue
+        topic.records[offset] = (key, value[:-1] + bytes([value[-1] ^ 1]))
+        with pytest.raises(SnapshotError, match=r"not those that were written|cut off|batch"):
+            topic.load(ref)
+        del topic.records[offset]
+        with pytest.raises(SnapshotError, match=rf"{name}: 1 of \d+ records are not in the topic"):
+            topic.load(ref)
+        topic.records[offset] = (key, value)
+    monkeypatch.setattr("stream.snapshot_format.FORMAT_VERSION", 2)
+    with pytest.raises(SnapshotError, match="format 'head 1', this worker knows head 2"):
+        topic.load(ref)
+
+
+def head_of(topic: Topic, ref: SnapshotRef) -> bytes:
+    parts = dict(topic.records.values())
+    return b"".join(parts[f"{ref.head.name}/{i}".encode()] for i in range(ref.head.chunks))
+
+
+def test_columns_of_another_configuration_are_refused() -> None:
+    machine = PipelineMachine()
+    machine.clock_ms = 1_000
+    grow(machine, random.Random(1), count=10)
+    pipeline = machine.pipeline
+    blob = encode_events(pipeline.held_events(pipeline.held_offsets()))
+    like = pipeline.no_impressions()
+    assert decode_events(blob, like=like).rows.shape == (pipeline.open_events,)
+    with pytest.raises(SnapshotError, match=r"dense: float32\(\d+, 3\), the configuration makes float32\(0, 4\)"):
+        decode_events(blob, like=replace(like, dense=np.empty((0, 4), np.float32)))
+    with pytest.raises(SnapshotError, match=r"list\.2\.values"):
+        decode_events(blob, like=replace(like, lists=(*like.lists, like.lists[0])))
+
+
+def test_a_short_log_is_cheaper_than_a_snapshot(topic: Topic) -> None:
+    machine = PipelineMachine()
+    grow(machine, random.Random(1), count=19)
+    assert topic.write(Snapshots(3, limits=LIMITS, next_offset=0), machine.pipeline, commit=1) is None
+    grow(machine, random.Random(1), count=40)
+    machine.close_all()
+    assert topic.write(Snapshots(3, limits=LIMITS, next_offset=0), machine.pipeline, commit=2) is None
+    never = Snapshots(3, limits=replace(LIMITS, every_events=0), next_offset=0)
+    assert topic.write(never, machine.pipeline, commit=3) is None
+    assert not topic.records
+
+
+def test_an_event_is_written_once_while_its_session_is_open(topic: Topic) -> None:
+    machine, ref = written(topic)
+    head = decode_head(head_of(topic, ref))
+    again = encode_head(Head(head.state, head.segments, head.held))
+    assert again == head_of(topic, ref)
+    sizes = [held.size for held in head.held]
+    assert len(sizes) > 1
+    assert sum(int(held.sum()) for held in head.held) == machine.pipeline.open_events == ref.events
+    assert sum(sizes) <= 2 * machine.pipeline.open_events + sizes[-1]
