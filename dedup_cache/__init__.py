@@ -25,8 +25,8 @@ from dedup_cache.jagged import Jagged, Rows
 from dedup_cache.near_cache import NearCache
 from dedup_cache.rows_codec import decode_rows, encode_rows
 from dedup_cache.sample_ids import SamplePosition, sample_id, sample_position
-from dedup_cache.schema import BatchSchema, GroupSchema
-from dedup_cache.slices import Slicing, slice_rows
+from dedup_cache.schema import BatchSchema, GroupSchema, Slicing
+from dedup_cache.slices import slice_group
 from dedup_cache.stats import BatchStats, GroupStats, batch_stats
 from dedup_cache.value_keys import ValueKey
 
@@ -74,7 +74,7 @@ __all__ = [
     "resolve",
     "sample_id",
     "sample_position",
-    "slice_rows",
+    "slice_group",
 ]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from functools import cached_property
 
 import msgspec
@@ -15,21 +16,38 @@ from dedup_cache.errors import SchemaError
 NAME_PATTERN = re.compile(r"[^/\x00-\x1f\x7f\ud800-\udfff]+")
 
 
+class Slicing(Enum):
+    """Whether a writer stores a list feature as overlapping slices; a reader takes either form."""
+
+    AUTO = "auto"
+    """Where that saves at least half an id per row."""
+    ON = "on"
+    """Where that saves anything."""
+    OFF = "off"
+    """One row behind the other, also where the rows came as slices."""
+
+
 @dataclass(frozen=True)
 class GroupSchema:
     """Features that change together and share one inverse.
 
     `dense` names the columns of the dense matrix, `lists` the list features; both orders are part of the contract.
+    `slicing` has one entry per list feature (none: AUTO for all) and is none of the reader's business.
     Raises SchemaError for a name that is empty, doubled, or holds a slash or a control character.
     """
 
     name: str
     dense: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
+    slicing: tuple[Slicing, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         _check_names("group", (self.name,))
         _check_names(f"feature of group '{self.name}'", (*self.dense, *self.lists))
+        if not self.slicing:
+            object.__setattr__(self, "slicing", (Slicing.AUTO,) * len(self.lists))
+        if len(self.slicing) != len(self.lists):
+            raise SchemaError(f"group '{self.name}': slicing of {len(self.slicing)} lists, it has {len(self.lists)}")
 
     @cached_property
     def digest_32(self) -> int:

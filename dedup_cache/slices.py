@@ -13,27 +13,18 @@ row of the chain already fills. Letters in shapes: U rows, N ids, P pairs of row
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
 
 from dedup_cache.arrays import Bool, Int32, Int64
+from dedup_cache.ikjt import Group
 from dedup_cache.jagged import Jagged, Rows, gather
+from dedup_cache.schema import GroupSchema, Slicing
 
 MAX_CANDIDATES = 4
 """Places of one row at which another may begin; of more, which takes repeats within a list, the last are not tried."""
 MIN_SAVED_IDS_PER_ROW = 0.5
 """A row that does not follow its predecessor costs up to 4 bytes more as a slice, and an id is 8."""
-
-
-class Slicing(Enum):
-    """Whether a list feature is stored as overlapping slices."""
-
-    AUTO = "auto"
-    """Where that saves at least half an id per row."""
-    ON = "on"
-    OFF = "off"
-    """One row behind the other, also where the rows came as slices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +43,11 @@ class _Pairs:
         return _Pairs(self.v_start, self.v_length, self.u_start, self.u_length)
 
 
-def slice_rows(rows: Rows, slicing: dict[str, Slicing]) -> Rows:
-    """The same rows, list features as slices where `slicing` (AUTO for a feature that it does not name) says so."""
-    lists = {name: slice_column(column, slicing.get(name, Slicing.AUTO)) for name, column in rows.lists.items()}
-    return Rows(rows.dense, lists)
+def slice_group(group: Group, schema: GroupSchema) -> Group:
+    """The same rows, each list in the form that the schema asks for; rows by reference are empty and take no part."""
+    columns = zip(group.rows.lists.items(), schema.slicing, strict=True)
+    lists = {name: slice_column(column, slicing) for (name, column), slicing in columns}
+    return Group(Rows(group.rows.dense, lists), group.inverse, group.ids, group.checks, group.inline)
 
 
 def slice_column(column: Jagged, slicing: Slicing = Slicing.AUTO) -> Jagged:
@@ -140,7 +132,8 @@ def _free_of_conflict(places: Int64, lengths: Int64, heads: Bool) -> Bool:
     farthest, nearest = _running_max(ends, heads), -_running_max(-places, heads)
     behind = (ends[1:] <= ends[:-1]) | (ends[:-1] == farthest[:-1])
     before = (places[1:] >= places[:-1]) | (places[:-1] == nearest[:-1])
-    return behind & before
+    free: Bool = behind & before
+    return free
 
 
 def _running_max(numbers: Int64, heads: Bool) -> Int64:

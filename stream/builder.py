@@ -22,6 +22,7 @@ from dedup_cache import (
     batch_stats,
     encode,
     sample_id,
+    slice_group,
 )
 from dedup_cache.arrays import Int64
 from stream.indexer import Indexer, ShippedValue, row_bytes
@@ -156,7 +157,7 @@ class BatchBuilder:
             sample_ids=sample_id(self._partition, block.offsets),
             event_times_ms=block.event_times_ms,
             append_times_ms=block.append_times_ms,
-            groups=indexed.groups,
+            groups={group.name: slice_group(indexed.groups[group.name], group) for group in self._schema.groups},
             meta=meta,
         )
         return batch, indexed.values

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import xxhash
 
-from dedup_cache import BatchSchema, GroupSchema, Jagged, Rows
+from dedup_cache import BatchSchema, GroupSchema, Jagged, Rows, Slicing
 from dedup_cache.arrays import Bool, Float32, Int64
 from stream.config import Config, FeatureConfig, LabelConfig
 from stream.event_schema import feature_path
@@ -41,14 +41,22 @@ class ImpressionColumns:
 def batch_schema(config: Config) -> BatchSchema:
     """Groups in order of first appearance, features after their transforms in config order, then those derived.
 
-    The salt covers every feature's definition and the version of the operations' code.
+    The salt covers every feature's definition and the version of the operations' code, but not `slices`: the form in
+    which a writer stores lists is no part of what they are.
     """
+    slicing = {feature.name: Slicing(feature.slices) for feature in config.features}
     groups: dict[str, GroupSchema] = {}
     for feature in in_batch(config.features, config.derived):
         group = groups.get(feature.group, GroupSchema(feature.group))
         lists = () if feature.is_dense else (feature.name,)
-        groups[feature.group] = GroupSchema(group.name, group.dense + feature.dense_columns, group.lists + lists)
-    definitions = xxhash.xxh3_64_hexdigest(msgspec.json.encode([config.features, config.derived, TRANSFORMS_VERSION]))
+        groups[feature.group] = GroupSchema(
+            group.name,
+            group.dense + feature.dense_columns,
+            group.lists + lists,
+            group.slicing + tuple(slicing.get(name, Slicing.AUTO) for name in lists),
+        )
+    given = [msgspec.structs.replace(feature, slices="auto") for feature in config.features]
+    definitions = xxhash.xxh3_64_hexdigest(msgspec.json.encode([given, config.derived, TRANSFORMS_VERSION]))
     return BatchSchema(
         tuple(groups.values()), tuple(label.name for label in config.labels), f"{config.dedup.salt}/{definitions}"
     )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dedup_cache import BatchError, Jagged, Rows, Slicing, decode, deduplicate, encode, expand, slice_rows
+from dedup_cache import BatchError, Jagged, Rows, Slicing, decode, deduplicate, encode, expand, slice_group
 from dedup_cache.ikjt import Group
 from dedup_cache.schema import BatchSchema, GroupSchema
 from dedup_cache.slices import overlapped, slice_column
@@ -49,7 +49,7 @@ def test_the_same_samples_come_out_of_every_form(
         {"a": Jagged.from_rows(a[:size]), "b": Jagged.from_rows(b[:size])},
     )
     group = deduplicate(plain, salt=SALT).group
-    sliced = Group(slice_rows(group.rows, {"a": on_a, "b": on_b}), group.inverse)
+    sliced = slice_group(group, GroupSchema("g", ("x",), ("a", "b"), (on_a, on_b)))
     batch = decode(encode(batch_of({"g": sliced}, size=size, schema=SCHEMA), SCHEMA), SCHEMA)
     assert row_tuples(expand(batch.groups["g"])) == row_tuples(plain)
     again = deduplicate(expand(batch.groups["g"]), salt=SALT)

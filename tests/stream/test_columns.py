@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from dedup_cache import BatchSchema, GroupSchema, Jagged, SchemaError
+from dedup_cache import BatchSchema, GroupSchema, Jagged, SchemaError, Slicing
 from stream.columns import GroupAssembler, ImpressionReader, batch_schema
 from stream.config import Config, DedupConfig, EventsConfig, FeatureConfig, LabelConfig
 from stream.event_schema import EventSchema
@@ -45,6 +45,13 @@ def test_the_batch_schema_keeps_the_order_of_the_config() -> None:
 def test_whatever_changes_values_changes_the_salt(changed: Config) -> None:
     assert batch_schema(changed).salt != batch_schema(CONFIG).salt
     assert batch_schema(changed).groups == batch_schema(CONFIG).groups
+
+
+def test_the_form_in_which_lists_are_stored_is_no_part_of_the_schema() -> None:
+    sliced = tuple(msgspec.structs.replace(feature, slices="off") for feature in FEATURES)
+    one, other = batch_schema(CONFIG), batch_schema(Config(features=sliced))
+    assert one.digest() == other.digest()
+    assert [g.slicing for g in other.groups] == [(Slicing.OFF,) * len(g.lists) for g in one.groups]
 
 
 def test_no_features_make_no_groups() -> None:

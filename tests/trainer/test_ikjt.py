@@ -1,10 +1,12 @@
 """Batches become tensors: slices cut out, ids hashed, the same whatever form the rows had."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from dedup_cache import Jagged, Rows, decode, encode, expand
+from dedup_cache import Jagged, Rows, Slicing, decode, encode, expand, slice_group
 from stream.config import TableConfig
 from tests.trainer.made_batches import FEATURES, MODEL, World, make_config
 from trainer.ikjt import GroupSpec, dummy_batch, group_specs, hash_ids, to_group, to_train_batch
@@ -52,6 +54,27 @@ def test_overlapping_slices_are_cut_out():
     assert group.ids["a"].values().tolist() == expected.tolist()
     assert group.ids["a"].lengths().tolist() == [3, 2, 0]
     assert group.inverse.tolist() == [2, 0, 1, 1]
+
+
+@pytest.mark.parametrize("dedup", [True, False])
+def test_the_trainer_gets_the_same_tensors_from_slices_and_without(dedup: bool):
+    world = World(make_config())
+    batch = world.batch()
+    (schema,) = (group for group in world.schema.groups if group.name == "user")
+    tensors, stored = [], []
+    for slicing in (Slicing.ON, Slicing.OFF):
+        written = replace(schema, slicing=(Slicing.OFF, slicing))
+        plain = slice_group(batch.groups["user"], replace(schema, slicing=(Slicing.OFF, Slicing.OFF)))
+        made = replace(batch, groups={**batch.groups, "user": slice_group(plain, written)})
+        read = decode(encode(made, world.schema), world.schema)
+        stored.append(read.groups["user"].rows.lists["history"].values.size)
+        tensors.append(to_train_batch(read, specs=SPECS, dedup=dedup).groups["user"])
+    assert stored[0] < stored[1]
+    assert tensors[0].ids is not None
+    assert tensors[1].ids is not None
+    assert torch.equal(tensors[0].ids.values(), tensors[1].ids.values())
+    assert torch.equal(tensors[0].ids.lengths(), tensors[1].ids.lengths())
+    assert torch.equal(tensors[0].inverse, tensors[1].inverse)
 
 
 @pytest.mark.parametrize("dedup", [True, False])
