@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dedup_cache import (
@@ -92,6 +92,7 @@ ROWS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(blocks=st.lists(ROWS, max_size=5), inline_bytes=st.sampled_from([0, 60, 10**6]), flushes=st.booleans())
 def test_samples_come_out_as_they_went_in(
     blocks: list[list[tuple[float, list[int], list[int]]]], inline_bytes: int, flushes: bool
