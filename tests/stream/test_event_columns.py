@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from stream.compiled import warm
 from stream.compiled.json_scan import SPAN_BITS
+from stream.compiled.sample import is_cached
 from stream.compiled.text_hash import LONGEST, hash_spans
 from stream.config import EventsConfig, FeatureConfig, FieldsConfig, LabelConfig
 from stream.event_columns import EventColumns
@@ -183,6 +184,10 @@ def test_usual_records_are_read_at_once(value: bytes) -> None:
 def test_doubtful_records_are_left_to_the_slow_reader(value: bytes) -> None:
     assert not sure(value)
     same([raw(), value, raw(country=...), raw()])
+
+
+def test_what_was_compiled_is_found_by_the_next_process() -> None:
+    assert is_cached()
 
 
 @pytest.mark.parametrize("size", [*range(LONGEST + 1)])
