@@ -17,6 +17,7 @@ ACTIONS = {
     "trainer": ("pause", "resume", "checkpoint", "publish", "reload"),
     "serving": ("reload",),
 }
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 EXIT_USAGE = 2
 EXIT_NOT_CLEAN = 1
 
@@ -118,17 +119,37 @@ def generate(config: Config, json_path: Path | None, **options: Any) -> None:
 
 
 @config_command(cli, "import")
-@click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--format", "file_format", required=True, help="deskdrop")
+@click.argument("paths", nargs=-1, required=True, metavar="FILE...", type=EXISTING_FILE)
+@click.option(
+    "--format",
+    "file_format",
+    required=True,
+    help="mind, rees46, retailrocket, criteo, movielens, deskdrop, or a name under imports in the configuration.",
+)
+@click.option("--items", type=EXISTING_FILE, help="The catalogue: news.tsv for mind, movies.csv for movielens.")
+@click.option(
+    "--order",
+    type=click.Choice(["file", "time"]),
+    help="Rows as they stand, or sorted by time first (on disk); what the format needs without.",
+)
+@click.option("--max-bad", type=click.IntRange(min=0), help="Stop at more bad rows than this in a file.")
+@click.option("--again", is_flag=True, help="From the beginning, although it was imported: repeats its events.")
 @click.option(
     "--rate", type=click.FloatRange(min=0, min_open=True), help="Events per second; as fast as it goes without."
 )
+@click.option("--temp", type=click.Path(file_okay=False, exists=True, path_type=Path), help="Where to sort.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write what was sent.")
-def import_(config: Config, path: Path, file_format: str, rate: float | None, json_path: Path | None) -> None:
-    """A file of events -> interactions."""
+def import_(config: Config, json_path: Path | None, **options: Any) -> None:
+    """Files of events -> interactions; gzip, zstd and bz2 are unpacked.
+
+    Stopped or killed, the same command goes on where it was: no event is lost or doubled. Rows that fit nothing are
+    counted and shown. Status 1 when no row was an event.
+    """
     from recd.sources import run_import
 
-    _finish(run_import(config, path, file_format=file_format, rate=rate), json_path)
+    report = run_import(config, **options)
+    _finish(report, json_path)
+    sys.exit(EXIT_NOT_CLEAN if report.bad_rows and not report.events else 0)
 
 
 @config_command(cli)
@@ -180,7 +201,7 @@ def audit(config: Config, json_path: Path | None) -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Real events instead of generated ones.",
 )
-@click.option("--format", "file_format", help="Format of --events: deskdrop.")
+@click.option("--format", "file_format", help="Format of --events: mind, rees46 or deskdrop.")
 @click.option("--workers", type=click.IntRange(1, 16), default=2, show_default=True, help="Stream workers.")
 @click.option("--ranks", type=click.IntRange(1, 16), default=1, show_default=True, help="Trainer processes.")
 @click.option("--seed", type=int, default=0, show_default=True)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stream.config import Config
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from stream.importers import ImportReport
 
 
 def stop_on_signals() -> threading.Event:
@@ -27,26 +32,68 @@ def run_generator(config: Config, *, preset: str | None = None, **options: Any) 
     return generate(config, options=traffic_options(preset or "demo", **options), stop=stop_on_signals())
 
 
-def run_import(config: Config, path: Path, *, file_format: str, rate: float | None) -> Any:
-    """Import one file with a progress bar on a terminal; returns the importer's report."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+def run_import(
+    config: Config,
+    paths: Sequence[Path],
+    *,
+    file_format: str,
+    items: Path | None,
+    order: str | None = None,
+    **options: Any,
+) -> Any:
+    """Import files with a progress bar on a terminal; tells people what became of the rows, returns the report."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-    from stream.importers import import_file
+    from stream.importers import ImportOptions, Look, Order, import_files
 
-    stop = stop_on_signals()
+    console = Console(stderr=True, highlight=False)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:,} events"),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[events]:,} events"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(path.name, total=None)
-        return import_file(
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        tasks: dict[tuple[Path, str], TaskID] = {}
+
+        def look(at: Look) -> None:
+            if (at.file, at.phase) not in tasks:
+                tasks[at.file, at.phase] = progress.add_task(f"{at.phase} {at.file.name}", events=0)
+            progress.update(tasks[at.file, at.phase], completed=at.done, total=at.total, events=at.events)
+
+        report = import_files(
             config,
-            path,
+            paths,
             format=file_format,
-            rate=rate,
-            stop=stop,
-            on_progress=lambda events: progress.update(task, completed=events),
+            items=items,
+            options=ImportOptions(
+                order=Order(order) if order else None, stop=stop_on_signals(), on_progress=look, **options
+            ),
         )
+    for line in import_lines(report):
+        console.print(line, soft_wrap=True, markup=False)
+    return report
+
+
+def import_lines(report: ImportReport) -> list[str]:
+    """What became of the rows of each file, for people."""
+    lines = []
+    for file in report.files:
+        state = "" if file.complete else " so far; the same command goes on"
+        before = f", {file.resumed_rows:,} rows of them before this run" if file.resumed_rows else ""
+        lines.append(
+            f"{file.file}: {file.rows:,} rows, {file.events:,} events ({file.impressions:,} impressions, "
+            f"{file.engagements:,} engagements){before}{state}"
+        )
+        if file.bad_rows:
+            counts = ", ".join(f"{reason} {count:,}" for reason, count in file.bad_by_reason.items())
+            lines.append(f"  {file.bad_rows:,} rows are no events: {counts}")
+            lines += [f"    line {line}: {detail}" for line, detail in file.first_bad_rows]
+        if file.behind:
+            lines.append(
+                f"  {file.behind:,} events come later in the file than their session can wait, so the stream may send "
+                "them to its late topic: import with --order time"
+            )
+    return lines

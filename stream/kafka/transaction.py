@@ -65,21 +65,25 @@ class TransactionalWriter:
         value: bytes | None,
         *,
         key: bytes | None = None,
-        partition: int,
+        partition: int | None,
         headers: Headers = (),
         on_offset: Callable[[int], None] | None = None,
     ) -> None:
-        """Add one record; `on_offset` hears where it was written. Raises TransactionAborted, Fenced."""
+        """Add one record; without `partition` its key decides. `on_offset` hears where it was written.
+
+        Raises TransactionAborted, Fenced.
+        """
 
         def delivered(error: ck.KafkaError | None, message: ck.Message) -> None:
             offset = message.offset()
             if on_offset is not None and error is None and offset is not None:
                 on_offset(offset)
 
+        place = -1 if partition is None else partition
         more: dict[str, Any] = {} if on_offset is None else {"on_delivery": delivered}
         while True:
             try:
-                self._producer.produce(topic, value, key, partition, headers=list(headers) or None, **more)
+                self._producer.produce(topic, value, key, place, headers=list(headers) or None, **more)
             except BufferError:
                 self._producer.poll(0.05)
             except ck.KafkaException as error:
