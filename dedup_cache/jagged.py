@@ -132,7 +132,7 @@ class Rows:
         if len(widths) > 1 or any(list(part.lists) != names for part in parts):
             raise RowError("rows: parts of different feature groups")
         dense = np.concatenate([part.dense for part in parts])
-        return Rows(dense, {name: _concat([part.lists[name] for part in parts]) for name in names})
+        return Rows(dense, {name: concat_columns([part.lists[name] for part in parts]) for name in names})
 
 
 def gather(values: Int64, starts: AnyInt, lengths: AnyInt) -> Int64:
@@ -143,7 +143,8 @@ def gather(values: Int64, starts: AnyInt, lengths: AnyInt) -> Int64:
     return values[shifts + np.arange(total, dtype=np.int64)]
 
 
-def _concat(columns: Sequence[Jagged]) -> Jagged:
+def concat_columns(columns: Sequence[Jagged]) -> Jagged:
+    """The rows of all columns in order; slices stay slices. RowError where there are too many ids for one column."""
     sizes = np.cumsum([0, *(column.values.shape[0] for column in columns)])
     if int(sizes[-1]) > MAX_IDS:
         raise RowError(f"values: {sizes[-1]} ids, more than the {MAX_IDS} of one column")

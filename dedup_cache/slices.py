@@ -12,13 +12,14 @@ row of the chain already fills. Letters in shapes: U rows, N ids, P pairs of row
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from dedup_cache.arrays import Bool, Int32, Int64
+from dedup_cache.arrays import Bool, Int64
 from dedup_cache.ikjt import Group
-from dedup_cache.jagged import Jagged, Rows, gather
+from dedup_cache.jagged import Jagged, Rows, concat_columns, gather
 from dedup_cache.schema import GroupSchema, Slicing
 
 MAX_CANDIDATES = 4
@@ -44,39 +45,48 @@ class _Pairs:
 
 
 def slice_group(group: Group, schema: GroupSchema) -> Group:
-    """The same rows, each list in the form that the schema asks for; rows by reference are empty and take no part."""
-    columns = zip(group.rows.lists.items(), schema.slicing, strict=True)
-    lists = {name: slice_column(column, slicing) for (name, column), slicing in columns}
+    """The same rows, each list in the form that the schema asks for; rows by reference are empty and take no part.
+
+    A column that came as slices stays as it is, but for OFF.
+    """
+    lists = dict(group.rows.lists)
+    wanted = dict(zip(lists, schema.slicing, strict=True))
+    for name, column in lists.items():
+        if wanted[name] is Slicing.OFF and not column.is_contiguous():
+            lists[name] = Jagged.from_lengths(*column.compact())
+    tried = [name for name, column in lists.items() if _is_worth_a_try(column, wanted[name])]
+    for name, sliced in zip(tried, overlapped([lists[name] for name in tried]), strict=True):
+        saved = lists[name].values.shape[0] - sliced.values.shape[0]
+        needed = MIN_SAVED_IDS_PER_ROW * sliced.num_rows if wanted[name] is Slicing.AUTO else 1
+        if saved >= needed:
+            lists[name] = sliced
     return Group(Rows(group.rows.dense, lists), group.inverse, group.ids, group.checks, group.inline)
 
 
-def slice_column(column: Jagged, slicing: Slicing = Slicing.AUTO) -> Jagged:
-    """The same rows. A column that came as slices stays as it is, but for OFF."""
-    if slicing is Slicing.OFF:
-        return column if column.is_contiguous() else Jagged.from_lengths(*column.compact())
-    if not column.is_contiguous() or column.num_rows < 2:
-        return column
-    sliced = overlapped(column)
-    saved = column.values.shape[0] - sliced.values.shape[0]
-    worth = saved > 0 if slicing is Slicing.ON else saved >= MIN_SAVED_IDS_PER_ROW * column.num_rows
-    return sliced if worth else column
+def _is_worth_a_try(column: Jagged, slicing: Slicing) -> bool:
+    if slicing is Slicing.OFF or column.num_rows < 2 or not column.is_contiguous():
+        return False
+    return slicing is Slicing.ON or column.values.shape[0] > column.num_rows
 
 
-def overlapped(column: Jagged) -> Jagged:
-    """The same rows as slices of the union lists of their chains; O(N). Empty rows take no part."""
-    filled = np.flatnonzero(column.lengths)
+def overlapped(columns: Sequence[Jagged]) -> list[Jagged]:
+    """The same rows as slices of the union lists of their chains, column by column; O(N). Empty rows take no part."""
+    if not columns:
+        return []
+    whole = concat_columns(columns)
+    filled = np.flatnonzero(whole.lengths)
+    owner = np.repeat(np.arange(len(columns)), [column.num_rows for column in columns])[filled]
     if filled.size < 2:
-        return column
-    starts, lengths = column.starts[filled].astype(np.int64), column.lengths[filled].astype(np.int64)
-    shifts, linked = _links(column.values, _Pairs(starts[:-1], lengths[:-1], starts[1:], lengths[1:]))
-    if not linked.any():
-        return column
+        return list(columns)
+    starts, lengths = whole.starts[filled].astype(np.int64), whole.lengths[filled].astype(np.int64)
+    shifts, linked = _links(whole.values, _Pairs(starts[:-1], lengths[:-1], starts[1:], lengths[1:]))
+    linked &= owner[1:] == owner[:-1]
     heads = np.concatenate([[True], ~linked])
     places = _places(np.concatenate([[0], np.where(linked, shifts, 0)]), heads)
     linked &= _free_of_conflict(places, lengths, heads)
     heads[1:] = ~linked
     places = _places(np.concatenate([[0], np.where(linked, shifts, 0)]), heads)
-    return _laid_out(column, filled, places, heads)
+    return _split(_laid_out(whole, filled, places, heads), columns)
 
 
 def _links(values: Int64, pairs: _Pairs) -> tuple[Int64, Bool]:
@@ -154,7 +164,20 @@ def _laid_out(column: Jagged, filled: Int64, places: Int64, heads: Bool) -> Jagg
     begins = places + np.repeat(bases, np.diff(np.append(firsts, heads.size)))
     values = np.empty(int(sizes.sum()), np.int64)
     ends = np.cumsum(lengths)
-    values[np.repeat(begins - (ends - lengths), lengths) + np.arange(int(ends[-1]))] = column.compact()[0]
-    starts: Int32 = np.zeros(column.num_rows, np.int32)
+    values[np.repeat(begins - (ends - lengths), lengths) + np.arange(int(ends[-1]))] = column.values
+    starts = np.zeros(column.num_rows, np.int32)
     starts[filled] = begins
     return Jagged(values, starts, column.lengths)
+
+
+def _split(whole: Jagged, columns: Sequence[Jagged]) -> list[Jagged]:
+    """The columns that `whole` was put together from, whose rows do not share values across columns."""
+    parts, row, base = [], 0, 0
+    for column in columns:
+        rows = slice(row, row + column.num_rows)
+        starts, lengths = whole.starts[rows], whole.lengths[rows]
+        end = max(base, int((starts + lengths).max(initial=0)))
+        local = np.where(lengths > 0, starts - base, 0).astype(np.int32)
+        parts.append(Jagged(whole.values[base:end], local, lengths))
+        row, base = rows.stop, end
+    return parts

@@ -10,10 +10,21 @@ from hypothesis import strategies as st
 from dedup_cache import BatchError, Jagged, Rows, Slicing, decode, deduplicate, encode, expand, slice_group
 from dedup_cache.ikjt import Group
 from dedup_cache.schema import BatchSchema, GroupSchema
-from dedup_cache.slices import overlapped, slice_column
+from dedup_cache.slices import overlapped
 from tests.dedup_cache.rows_strategies import SALT, batch_of, row_tuples
 
 SCHEMA = BatchSchema((GroupSchema("g", ("x",), ("a", "b")),), ("click",))
+
+
+def only(column: Jagged) -> Jagged:
+    (sliced,) = overlapped([column])
+    return sliced
+
+
+def slice_column(column: Jagged, slicing: Slicing = Slicing.AUTO) -> Jagged:
+    rows = Rows(np.zeros((column.num_rows, 0), np.float32), {"a": column})
+    group = Group(rows, np.arange(column.num_rows, dtype=np.int32))
+    return slice_group(group, GroupSchema("g", (), ("a",), (slicing,))).rows.lists["a"]
 
 
 @st.composite
@@ -62,14 +73,14 @@ def test_the_same_samples_come_out_of_every_form(
 def test_a_list_that_slides_costs_one_id_an_event(newest_first: bool) -> None:
     sessions = [[[100 * s + i for i in range(k, k + 8)] for k in range(20)] for s in range(5)]
     rows = [row[::-1] if newest_first else row for session in sessions for row in session]
-    column = overlapped(Jagged.from_rows(rows))
+    column = only(Jagged.from_rows(rows))
     assert [row.tolist() for row in column.rows()] == rows
     assert column.values.size == 5 * (8 + 19)
 
 
 def test_growing_shrinking_and_repeating_lists_cost_what_is_new() -> None:
     rows = [[], [1], [1, 2], [1, 2, 3], [2, 3], [2, 3], [], [2, 3], [3], [9], [8, 9], [7, 8, 9]]
-    column = overlapped(Jagged.from_rows(rows))
+    column = only(Jagged.from_rows(rows))
     assert [row.tolist() for row in column.rows()] == rows
     assert sorted(column.values.tolist()) == [1, 2, 3, 7, 8, 9]
 
@@ -77,14 +88,14 @@ def test_growing_shrinking_and_repeating_lists_cost_what_is_new() -> None:
 def test_a_row_never_writes_over_an_earlier_one() -> None:
     """[2, 9] continues [1, 2], but the place behind it is taken by the 3 of the first row."""
     for rows in ([[1, 2, 3], [1, 2], [2, 9]], [[3, 2, 1], [2, 1], [9, 2]]):
-        column = overlapped(Jagged.from_rows(rows))
+        column = only(Jagged.from_rows(rows))
         assert [row.tolist() for row in column.rows()] == rows
         assert column.values.size == 5
 
 
 def test_many_repeats_within_a_list_are_given_up_on_and_stay_right() -> None:
     rows = [[7] * 50 + [k] for k in range(30)]
-    column = overlapped(Jagged.from_rows(rows))
+    column = only(Jagged.from_rows(rows))
     assert [row.tolist() for row in column.rows()] == rows
 
 
@@ -101,7 +112,7 @@ def test_auto_leaves_what_does_not_pay_and_what_came_as_slices() -> None:
 
 
 def test_a_slice_out_of_range_is_refused_by_name() -> None:
-    column = overlapped(Jagged.from_rows([[1, 2, 3], [2, 3, 4]]))
+    column = only(Jagged.from_rows([[1, 2, 3], [2, 3, 4]]))
     assert column.values.size == 4
     for starts in ([0, 2], [-1, 1]):
         wrong = Jagged(column.values, np.array(starts, np.int32), column.lengths)
