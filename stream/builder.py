@@ -29,7 +29,6 @@ from stream.indexer import Indexer, ShippedValue, row_bytes
 from stream.records import SampleBlock
 from stream.transforms import Transforms
 
-NO_TRANSFORMS = Transforms(())
 ENVELOPE_BYTES = 16 * 1024
 """What a batch of one sample holds besides its rows: the safetensors header and the sample's own columns."""
 
@@ -83,7 +82,7 @@ class BatchBuilder:
         seq: int,
         limits: BatchLimits,
         indexer: Indexer,
-        transforms: Transforms = NO_TRANSFORMS,
+        transforms: Transforms,
     ) -> None:
         self._schema = schema
         self._transforms = transforms

@@ -38,6 +38,7 @@ from stream.replay.errors import Diverged, OtherReplay, ReplayError
 from stream.replay.live import LiveBatch
 from stream.replay.progress import Progress, decode_progress, encode_progress
 from stream.topics import RECORD_OVERHEAD_BYTES, topic_specs
+from stream.transforms import Transforms
 
 PRODUCER_BATCH_BYTES = 1_000_000
 EVERYTHING_INLINE = 1 << 62
@@ -71,6 +72,7 @@ class Target:
         self._indexer = Indexer(
             self._schema, store=MemoryStore(), policy=ReferencePolicy(EVERYTHING_INLINE, EVERYTHING_INLINE)
         )
+        self._transforms = Transforms(config.features, config.derived)
         self._builders: dict[int, BatchBuilder] = {}
         self._counts: dict[int, int] = {}
         self._reached: dict[int, Progress] = {}
@@ -132,6 +134,7 @@ class Target:
             seq=seq,
             limits=self._limits,
             indexer=self._indexer,
+            transforms=self._transforms,
         )
 
     def take(self, partition: int, blocks: Iterable[SampleBlock], *, reached: JournalRecord, now_ms: int) -> None:

@@ -1,7 +1,7 @@
 """Operations on two id lists of the same row.
 
 Sources: DPP's table of operations (arXiv 2108.09373); the family of ComputeScore as TorchArrow's code has it. Nothing
-here loops over rows: the ids of both lists are sorted by (row, id) once.
+here loops over rows: the ids of both lists are grouped by (row, id) once.
 
 Letters in shapes: U rows, N ids of both lists.
 """
@@ -15,9 +15,9 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 import numpy as np
 
-from dedup_cache import Jagged
-from dedup_cache.arrays import AnyArray, Bool, Float32, Int64
-from stream.transforms.mixing import combine, seed
+from dedup_cache import Jagged, distinct
+from dedup_cache.arrays import AnyArray, Bool, Float32, Int32, Int64
+from stream.transforms.mixing import GOLDEN_GAMMA, combine, mix, seed
 from stream.transforms.operation import Ids, Kind, KindError, Numbers, Operation
 
 MAX_PAIRS = 1 << 16
@@ -170,12 +170,10 @@ class _Pool:
     """bool[N]: of the second list."""
     places: Int64
     """int64[N]: place in its own list."""
-    order: Int64
-    """int64[N]: places sorted by (row, id), ties in order."""
-    opens: Bool
-    """bool[N]: along `order`, where another (row, id) begins."""
-    of_key: Int64
-    """int64[N]: number of its (row, id)."""
+    first: Int64
+    """int64[keys]: where each (row, id) stands first."""
+    of_key: Int32
+    """int32[N]: number of its (row, id)."""
 
     @staticmethod
     def of(first: Jagged, second: Jagged) -> _Pool:
@@ -191,23 +189,20 @@ class _Pool:
         ends = np.cumsum(lengths, dtype=np.int64)
         places = np.arange(values.shape[0], dtype=np.int64) - np.repeat(ends - lengths, lengths)
         rows = half >> 1
-        order = np.lexsort((values, rows))
-        opens = np.ones(order.size, np.bool_)
-        sorted_rows, sorted_values = rows[order], values[order]
-        opens[1:] = (sorted_rows[1:] != sorted_rows[:-1]) | (sorted_values[1:] != sorted_values[:-1])
-        of_key = np.empty(order.size, np.int64)
-        of_key[order] = np.cumsum(opens) - 1
-        return _Pool(count, values, rows, (half & 1).astype(np.bool_), places, order, opens, of_key)
+        # One row's mixed ids differ from another's for the same id: the pair (mixed, id) is exact.
+        mixed = mix(values.view(np.uint64) + rows.view(np.uint64) * GOLDEN_GAMMA)
+        keys = distinct(np.stack([mixed, values.view(np.uint64)], axis=1))
+        return _Pool(count, values, rows, (half & 1).astype(np.bool_), places, keys.first, keys.inverse)
 
     def is_first_appearance(self) -> Bool:
         """bool[N]: whether no equal id stands before it in its row."""
-        chosen = np.zeros(self.order.size, np.bool_)
-        chosen[self.order[self.opens]] = True
+        chosen = np.zeros(self.rows.shape[0], np.bool_)
+        chosen[self.first] = True
         return chosen
 
     def totals(self, weights: AnyArray) -> AnyArray:
         """float64[keys]: sum of float64[N] by key."""
-        return np.bincount(self.of_key, weights=weights, minlength=int(np.count_nonzero(self.opens)))
+        return np.bincount(self.of_key, weights=weights, minlength=self.first.shape[0])
 
     def sides(self, weights: AnyArray) -> tuple[AnyArray, AnyArray]:
         """float64[keys] twice: sums by key over the first list and over the second."""
@@ -215,7 +210,7 @@ class _Pool:
 
     def by_row(self, of_keys: AnyArray) -> AnyArray:
         """float64[U]: sums over the keys of each row."""
-        return np.bincount(self.rows[self.order[self.opens]], weights=of_keys, minlength=self.num_rows)
+        return np.bincount(self.rows[self.first], weights=of_keys, minlength=self.num_rows)
 
     def spread(self, scores: Float32, *, second: bool) -> AnyArray:
         """float64[N]: the score of each id of one of the lists, 0 for the other's and where it is NaN."""

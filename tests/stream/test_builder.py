@@ -26,6 +26,7 @@ from dedup_cache.assign import Assignment
 from stream.builder import BatchBuilder, BatchLimits, BuiltBatch, concat_samples, slice_samples
 from stream.indexer import Indexer, ReferencePolicy, row_bytes
 from stream.records import SampleBlock
+from stream.transforms import Transforms
 
 SCHEMA = BatchSchema((GroupSchema("user", ("age",), ("history", "seen")), GroupSchema("item", (), ("id",))), ("click",))
 NOW_MS = 1_000_000
@@ -59,7 +60,10 @@ def builder(
 ) -> tuple[BatchBuilder, Indexer]:
     indexer = Indexer(SCHEMA, store=store, policy=ReferencePolicy(inline_bytes, 10**6))
     limits = BatchLimits(max_samples, max_bytes)
-    return BatchBuilder(SCHEMA, topic="t", partition=3, seq=10, limits=limits, indexer=indexer), indexer
+    return (
+        BatchBuilder(SCHEMA, topic="t", partition=3, seq=10, limits=limits, indexer=indexer, transforms=Transforms(())),
+        indexer,
+    )
 
 
 def samples_of(built: list[BuiltBatch]) -> list[tuple[int, float, list[int], list[int], list[int]]]:

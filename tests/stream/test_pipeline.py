@@ -19,6 +19,7 @@ from stream.config import Config, SessionConfig
 from stream.indexer import Indexer, ReferencePolicy
 from stream.pipeline import BlockOrderError, PartitionPipeline, PipelineConfig
 from stream.records import NO_WATERMARK, CommitPoint, PipelineCounts, RecordBlock
+from stream.transforms import Transforms
 from tests.stream.any_bytes import BYTES, NOW_MS
 from tests.stream.oracle import Oracle
 from tests.stream.pipeline_machine import APPEND_MS, CONFIG, PipelineMachine, Source, block_of
@@ -92,7 +93,13 @@ def test_no_bytes_stop_the_partition(records: list[tuple[bytes | None, int]], cu
     schema, emitted = batch_schema(config), []
     indexer = Indexer(schema, store=MemoryStore(), policy=ReferencePolicy(32, 1 << 20))
     builder = BatchBuilder(
-        schema, topic="t", partition=3, seq=0, limits=BatchLimits(max_samples=3, max_bytes=1 << 20), indexer=indexer
+        schema,
+        topic="t",
+        partition=3,
+        seq=0,
+        limits=BatchLimits(max_samples=3, max_bytes=1 << 20),
+        indexer=indexer,
+        transforms=Transforms(config.features),
     )
     counts = PipelineCounts()
     for part in (range(cut), range(cut, len(records))):
