@@ -26,6 +26,8 @@ class _GroupPlan:
 
     features: tuple[Planned, ...]
     dense_places: dict[str, slice]
+    merges: bool
+    """Whether different rows may well become equal."""
 
 
 class Transforms:
@@ -59,15 +61,18 @@ class Transforms:
         )
 
     def distinct(self, given: Rows, *, group: str, salt: bytes) -> Deduplicated:
-        """Distinct rows, transformed; rows that the transforms made equal become one.
+        """Distinct rows, transformed. `salt` must change with the transforms, as `batch_schema` sees to.
 
-        Deduplicates, transforms the distinct rows, and deduplicates those: the fingerprints are those of the result.
-        `salt` must change with the transforms, as `batch_schema` sees to.
+        Where the group's transforms are of a kind that makes rows equal (shortened lists, buckets), those become one,
+        and the fingerprints are those of the result; elsewhere they are those of the rows as given.
         """
         first = deduplicate(given, salt=salt)
         if group not in self._groups:
             return first
-        second = deduplicate(self.rows(first.group.rows, group=group), salt=salt)
+        made = self.rows(first.group.rows, group=group)
+        if not self._groups[group].merges:
+            return Deduplicated(Group(made, first.group.inverse), first.fingerprints)
+        second = deduplicate(made, salt=salt)
         return Deduplicated(Group(second.group.rows, second.group.inverse[first.group.inverse]), second.fingerprints)
 
     def most_bytes(self, group: str) -> int | None:
@@ -88,7 +93,9 @@ def _group_plan(features: Sequence[Planned]) -> _GroupPlan:
         if feature.given is not None and not isinstance(feature.given, Ids):
             places[feature.name] = slice(width, width + feature.given.width)
             width += feature.given.width
-    return _GroupPlan(tuple(features), places)
+    own = [feature for feature in features if feature.given is not None]
+    merges = any(not f.in_batch or any(t.operation.merges for t in f.transforms) for f in own)
+    return _GroupPlan(tuple(features), places, merges)
 
 
 def _given(name: str, rows: Rows, group_plan: _GroupPlan) -> Column:

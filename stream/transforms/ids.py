@@ -30,6 +30,7 @@ class SigridHash(Operation, frozen=True):
     collisions; features of one salt and size agree on their ids.
     """
 
+    merges: ClassVar = False
     buckets: Size
     salt: Int64Number = 0
 
@@ -151,6 +152,7 @@ class NGram(Operation, frozen=True):
     `n` ids a, b, ... become combine(combine(seed(n), a), b) ... of `mixing`: any 64 bits, mostly a case for SigridHash.
     """
 
+    merges: ClassVar = False
     n: Annotated[int, msgspec.Meta(ge=2, le=16)]
 
     def kind(self, ids: Ids) -> Kind:
@@ -174,6 +176,7 @@ class Enumerate(Operation, frozen=True):
     A pair is combine(seed(place), id) of `mixing`, so that an embedding knows where in the list its id stood.
     """
 
+    merges: ClassVar = False
     of: Literal["pair", "place"] = "pair"
 
     def kind(self, ids: Ids) -> Kind:

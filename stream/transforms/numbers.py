@@ -63,6 +63,7 @@ class Logit(Operation, frozen=True):
     """log(x / (1 - x)), x first limited to [eps, 1 - eps], so that 0, 1 and what is outside stay finite."""
 
     takes: ClassVar = (Numbers,)
+    merges: ClassVar = False
     eps: Annotated[float, msgspec.Meta(gt=0, lt=0.5)] = 1e-6
 
     def kind(self, numbers: Numbers) -> Kind:
@@ -82,6 +83,7 @@ class BoxCox(Operation, frozen=True):
     """
 
     takes: ClassVar = (Numbers,)
+    merges: ClassVar = False
     lambda_: Annotated[float, msgspec.Meta(ge=-100, le=100)] = msgspec.field(name="lambda")
     shift: Annotated[float, msgspec.Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX)] = 0.0
 

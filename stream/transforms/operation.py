@@ -57,6 +57,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     takes: ClassVar[tuple[type | UnionType, ...]] = (Ids,)
+    merges: ClassVar[bool] = True
+    """Whether it is made to give one result for many inputs; a rare collision of hashes does not count."""
 
     def inputs(self) -> tuple[type | UnionType, ...]:
         """Kinds of column it reads, in order."""
