@@ -273,6 +273,8 @@ class StreamConfig(Section, frozen=True):
     group_protocol: Literal["consumer", "classic"] = "consumer"
     worker_id: Name | None = None
     """Unique name of this process; host name and process id by default."""
+    static_member: bool = False
+    """Join the group as its member `worker_id`, which must be set: a short restart moves no partition."""
     max_poll_records: Positive = 5_000
     transaction_timeout_ms: Positive = 10_000
     snapshot_every_events: NonNegative = 100_000
@@ -458,6 +460,8 @@ def _check(config: Config) -> None:
         raise ConfigError("gap_ms must be below max_duration_ms - at $.session.gap_ms")
     if config.batch.max_bytes < MIN_BATCH_BYTES:
         raise ConfigError(f"max_bytes must be at least {MIN_BATCH_BYTES} - at $.batch.max_bytes")
+    if config.stream.static_member and config.stream.worker_id is None:
+        raise ConfigError("a static member needs a name that outlives it, set worker_id - at $.stream.static_member")
     for name in config.trainer.model.tables:
         if name not in {feature.name for feature in planned if not feature.is_dense}:
             raise ConfigError(f"no id feature has this name - at $.trainer.model.tables.{name}")

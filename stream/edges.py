@@ -80,6 +80,7 @@ def open_edges(
         group_id=config.stream.group_id,
         protocol=config.stream.group_protocol,
         rebalance=rebalance,
+        instance_id=config.stream.worker_id if config.stream.static_member else None,
     )
     return Edges(
         consumer=consumer,

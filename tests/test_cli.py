@@ -46,6 +46,7 @@ def test_the_printed_configuration_is_the_one_in_force(tmp_path: Path) -> None:
         ("features=[{name: a, group: g, source: session.items, type: float}]", "type of its own"),
         ("features=[{name: a, group: g}, {name: a, group: h}]", "named twice - at $.features[1].name"),
         ("labels=[{name: a, engagements: [buy]}]", "not one of events.engagements"),
+        ("stream.static_member=true", "set worker_id - at $.stream.static_member"),
         ("trainer.model.tables={nobody: {rows: 3}}", "no id feature has this name"),
     ],
 )

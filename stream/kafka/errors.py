@@ -35,6 +35,10 @@ class Fenced(KafkaError):
     """Another producer took over this one's transactional id, or the coordinator gave up on it: start anew."""
 
 
+class IdentityTaken(KafkaError):
+    """Another member of the group has this static member's name, or had it a moment ago."""
+
+
 class TransactionAborted(KafkaError):
     """The open transaction cannot commit; it must be aborted, and all that went into it done again."""
 
@@ -53,6 +57,8 @@ _UNAVAILABLE = {
     ck.KafkaError._WAIT_CACHE,
     ck.KafkaError.REQUEST_TIMED_OUT,
     ck.KafkaError.LEADER_NOT_AVAILABLE,
+    ck.KafkaError.FENCED_LEADER_EPOCH,
+    ck.KafkaError.UNKNOWN_LEADER_EPOCH,
     ck.KafkaError.NOT_LEADER_FOR_PARTITION,
     ck.KafkaError.COORDINATOR_NOT_AVAILABLE,
     ck.KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
@@ -73,11 +79,17 @@ _FENCED = {
     ck.KafkaError.INVALID_PRODUCER_EPOCH,
     ck.KafkaError.TRANSACTION_COORDINATOR_FENCED,
 }
+_SAME_INSTANCE = {ck.KafkaError.FENCED_INSTANCE_ID, ck.KafkaError.UNRELEASED_INSTANCE_ID}
 _NAMED: tuple[tuple[set[int], type[KafkaError], str], ...] = (
     (_MISSING, TopicMissing, "make it with `recd topics create`, or set topics.* to the right name"),
     ({ck.KafkaError.TOPIC_ALREADY_EXISTS}, TopicExists, "nothing to do, or choose another name under topics.*"),
     (_OUT_OF_RANGE, OffsetOutOfRange, "the position is not in the log, look at the topic's retention"),
     (_FENCED, Fenced, "another process uses the same stream.worker_id, or the transaction timed out"),
+    (
+        _SAME_INSTANCE,
+        IdentityTaken,
+        "another process uses the same stream.worker_id, or one that was killed still counts until its session is over",
+    ),
 )
 
 
@@ -87,13 +99,18 @@ def named(error: ck.KafkaError | ck.KafkaException, *, doing: str, kafka: KafkaC
     code = cause.code()
     text = f"{doing}: {cause.str()}"
     for codes, kind, remedy in _NAMED:
-        if code in codes:
+        if code in codes or _is_fatal_for(cause, codes):
             return kind(f"{text}; {remedy}")
     if code in _UNAVAILABLE:
         return BrokerUnavailable(f"no broker answers at {kafka.bootstrap}; start one or set kafka.bootstrap ({text})")
     if cause.txn_requires_abort():
         return TransactionAborted(text)
     return KafkaError(f"{text} ({cause.name()})")
+
+
+def _is_fatal_for(error: ck.KafkaError, codes: set[int]) -> bool:
+    """Whether the client is dead for one of these reasons: afterwards every call says `_FATAL`, the reason is text."""
+    return error.code() == ck.KafkaError._FATAL and any(ck.KafkaError(code).str() in error.str() for code in codes)
 
 
 def is_unavailable(error: ck.KafkaError) -> bool:

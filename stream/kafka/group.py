@@ -66,9 +66,21 @@ class Rebalance(Protocol):
 
 
 class GroupConsumer:
-    """A member of a consumer group on one topic, committed records only. Use from one thread."""
+    """A member of a consumer group on one topic, committed records only. Use from one thread.
 
-    def __init__(self, kafka: KafkaConfig, *, topic: str, group_id: str, protocol: str, rebalance: Rebalance) -> None:
+    With `instance_id` it is a static member: after a short absence it gets the same partitions back.
+    """
+
+    def __init__(
+        self,
+        kafka: KafkaConfig,
+        *,
+        topic: str,
+        group_id: str,
+        protocol: str,
+        rebalance: Rebalance,
+        instance_id: str | None = None,
+    ) -> None:
         self._kafka = kafka
         self._topic = topic
         self._rebalance = rebalance
@@ -78,6 +90,8 @@ class GroupConsumer:
             "group.protocol": protocol,
             "error_cb": lambda error: self._errors.append(error.str()),
         }
+        if instance_id is not None:
+            required["group.instance.id"] = instance_id
         if protocol == "classic":
             required["partition.assignment.strategy"] = "cooperative-sticky"
         self._consumer = ck.Consumer(consumer_settings(kafka, required=required))
