@@ -12,6 +12,7 @@ import os
 import secrets
 import signal
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -24,19 +25,22 @@ from mode import ServiceT
 
 from dedup_cache import NearCache, RedisStore
 from stream.config import Config
-from stream.context import Clock, WorkerContext
+from stream.context import Clock, WorkerContext, no_crash
 from stream.control_plane import ControlPlane
 from stream.data_path import DataPath
 from stream.log import configure_logging
 from stream.metrics import WorkerMetrics
 from stream.status import status
 from stream.takeover import Overrides
+from stream.transaction import CrashPoint
 from stream.web import Pages
 
 logger = logging.getLogger("stream.app")
 
 EXIT_OK, EXIT_FAILED = 0, 1
 RATES_EVERY_S = 1.0
+END_PATIENCE_S = 10.0
+"""How long the control plane may take to end once the data path has."""
 PATHS = ("/health", "/ready", "/status", "/metrics")
 
 
@@ -52,11 +56,15 @@ def run(
     accept_loss: tuple[int, ...] = (),
     close_all: bool = False,
     on_listening: Callable[[int], object] = lambda _: None,
+    crash_point: CrashPoint = no_crash,
 ) -> int:
     """Run until SIGTERM or SIGINT (exit status 0) or an error that only an operator can end (status 1).
 
+    The last thing that a process does: soon after it returns the process ends, whatever its threads do.
+
     `accept_loss` names partitions that may go on although something of them is lost; `close_all` closes every open
-    session under the parameters of the former run. `on_listening` hears the HTTP port.
+    session under the parameters of the former run. `on_listening` hears the HTTP port; `crash_point`, for tests, every
+    point at which a crash is interesting.
     """
     configure_logging("stream")
     if reason := _unusable(Path(config.stream.data_dir)):
@@ -64,13 +72,20 @@ def run(
         return EXIT_FAILED
     os.environ["FAUST_DATADIR"] = str(Path(config.stream.data_dir).absolute())
     overrides = Overrides(set(accept_loss), close_all)
-    return asyncio.run(Host(config, overrides=overrides, on_listening=on_listening).run())
+    return asyncio.run(Host(config, overrides=overrides, on_listening=on_listening, crash_point=crash_point).run())
 
 
 class Host:
     """One process: the Faust application, the data path and the control plane."""
 
-    def __init__(self, config: Config, *, overrides: Overrides, on_listening: Callable[[int], object]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        overrides: Overrides,
+        on_listening: Callable[[int], object],
+        crash_point: CrashPoint = no_crash,
+    ) -> None:
         self._config = config
         self._on_listening = on_listening
         name = config.stream.worker_id or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -84,6 +99,7 @@ class Host:
                 max_entries=config.dedup.near_cache_entries,
             ),
             overrides=overrides,
+            crash_point=crash_point,
         )
         self._rates: dict[str, float] = {}
         self._stopping = asyncio.Event()
@@ -109,8 +125,12 @@ class Host:
         logger.info("listening", extra={"host": self._config.stream.host, "port": port, "worker": self._name})
         self._on_listening(port)
         await self._stopping.wait()
+        # First what others wait for: the control plane may take its time while the broker is in trouble.
+        await self._data_path.stop()
+        status = EXIT_FAILED if self._data_path.failure else EXIT_OK
+        _end_within(END_PATIENCE_S, status)
         await app.stop()
-        return EXIT_FAILED if self._data_path.failure else EXIT_OK
+        return status
 
     def _app(self, port: int) -> faust.App:
         app = faust.App(
@@ -152,6 +172,19 @@ class Host:
             last = now
 
         return measure
+
+
+def _end_within(seconds: float, status: int) -> None:
+    """Everything is committed: a client's thread that waits for a broker must not keep the process alive."""
+
+    def end() -> None:
+        threads = ", ".join(thread.name for thread in threading.enumerate() if not thread.daemon)
+        logger.warning("ended although threads were left", extra={"threads": threads})
+        os._exit(status)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _page(pages: Pages, path: str) -> Callable[[View, Request], Awaitable[Response]]:

@@ -41,7 +41,7 @@ class Clock:
     monotonic_ms: Callable[[], int]
 
 
-def _nothing(_point: str) -> None:
+def no_crash(_point: str) -> None:
     """No crash here."""
 
 
@@ -57,4 +57,4 @@ class WorkerContext:
     counters: Counters = field(default_factory=Counters)
     ages: Ages = field(default_factory=Ages)
     overrides: Overrides = field(default_factory=Overrides)
-    crash_point: CrashPoint = _nothing
+    crash_point: CrashPoint = no_crash

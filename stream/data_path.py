@@ -104,7 +104,7 @@ class DataPath(Service):
             started_ms = self._context.clock.monotonic_ms()
             try:
                 self._run_worker()
-            except FATAL:
+            except (StoppedError, *FATAL):
                 raise
             except Exception as error:
                 self._context.counters.restarts += 1
