@@ -102,6 +102,8 @@ class CommitMetadata(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     journal: int
     """Journal records from this offset on cover everything from C."""
+    journal_id: str = ""
+    """The broker's id of the journal topic: another one after it was deleted and made again."""
     partitions: int
 
 

@@ -19,11 +19,12 @@ from stream.snapshots import Chunk, SnapshotPart, Snapshots
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The topic that partitions belong to, as the journal names it."""
+    """The topic that partitions belong to, as the journal names it, and the broker's id of the journal."""
 
     topic: str
     topic_id: str
     partitions: int
+    journal_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,7 @@ class OwnedPartition:
             watermark_ms=record.watermark_ms,
             seq=record.seq,
             journal=self.marks.covering(point.offset),
+            journal_id=source.journal_id,
             partitions=source.partitions,
         )
         return CommitState(record, Committed(point.offset, encode_metadata(metadata)), snapshot.chunks)

@@ -25,7 +25,7 @@ START = "start"
 
 
 class _Problem(Protocol):
-    """Raises, or notes what the operator accepted."""
+    """Notes what the operator has to accept, and what follows when that is done."""
 
     def __call__(self, text: str, *, then: str) -> None: ...
 
@@ -105,22 +105,27 @@ def decide(found: Found, allowed: Allowed) -> Plan:
     if last is None and found.committed is None and not found.journal_cut:
         return _first_start(found, allowed)
     notes: list[str] = []
+    consequences: list[str] = []
 
     def problem(text: str, *, then: str) -> None:
-        if not allowed.accept_loss:
-            raise RecoveryError(
-                f"{found.place}: {text}. To go on: `recd stream --accept-loss {found.partition}`, which {then}"
-            )
         notes.append(text)
+        consequences.append(then)
 
     if last is not None and last.topic_id != found.topic_id:
         problem(
             f"the topic was deleted and made again (id {found.topic_id}, the journal knows {last.topic_id})",
             then="starts at the beginning of the new log",
         )
-        return _anew(found, last, notes)
-    plan = _without_journal(found, problem) if found.journal_cut else _as_committed(found, problem)
-    plan = _within_log(found, plan, problem)
+        plan = _anew(found, last)
+    else:
+        plan = _without_journal(found, problem) if found.journal_cut else _as_committed(found, problem)
+        plan = _within_log(found, plan, problem)
+    if notes and not allowed.accept_loss:
+        _name_changed_parameters(found, plan, problem)
+        raise RecoveryError(
+            f"{found.place}: {'; '.join(notes)}. To go on: `recd stream --accept-loss {found.partition}`, "
+            f"which {', then '.join(consequences)}"
+        )
     return replace(_with_parameters(found, plan, allowed, notes), note="; ".join(notes))
 
 
@@ -152,7 +157,7 @@ def _first_start(found: Found, allowed: Allowed) -> Plan:
     )
 
 
-def _anew(found: Found, last: JournalRecord, notes: list[str]) -> Plan:
+def _anew(found: Found, last: JournalRecord) -> Plan:
     return Plan(
         start=CommitPoint(found.begin),
         resume=found.begin,
@@ -160,7 +165,6 @@ def _anew(found: Found, last: JournalRecord, notes: list[str]) -> Plan:
         commit=last.commit,
         advances=(),
         parameters=found.parameters,
-        note="; ".join(notes),
     )
 
 
@@ -273,6 +277,16 @@ def _with_parameters(found: Found, plan: Plan, allowed: Allowed, notes: list[str
         "go back to the old configuration, send `recd control stream close`, and start with the new one when no "
         "session is open"
     )
+
+
+def _name_changed_parameters(found: Found, plan: Plan, problem: _Problem) -> None:
+    """Whoever accepts a loss must know that open sessions are part of it."""
+    if plan.parameters != found.parameters and plan.start.offset != plan.resume:
+        difference = _difference(plan.parameters, found.parameters)
+        problem(
+            f"besides, the configuration changed while sessions are open: {difference}",
+            then="drops them, or with `--close-all` closes them under the old values",
+        )
 
 
 def _difference(old: Parameters, new: Parameters) -> str:

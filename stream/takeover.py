@@ -125,11 +125,12 @@ class Takeover:
     def take(self, consumer: GroupConsumer, partitions: Sequence[int], *, on_wait: Callable[[], object]) -> Taken:
         """Decide for each partition how it goes on. Raises BrokerUnavailable, TopicMissing: nothing has changed."""
         kafka, topic = self._config.kafka, self._config.topics.interactions
-        source = Source(topic, topic_id(kafka, topic), partition_count(kafka, topic))
+        journal_id = topic_id(kafka, self._config.topics.journal)
+        source = Source(topic, topic_id(kafka, topic), partition_count(kafka, topic), journal_id)
         log = _Log(begin_offsets(kafka, topic), end_offsets(kafka, topic, committed=False))
         taken = Taken([], {}, {}, source)
         commits = self._commits(consumer, partitions, later=taken.later)
-        journals = self._journals(commits, on_wait=on_wait)
+        journals = self._journals(commits, journal_id=journal_id, on_wait=on_wait)
         ends = self._snapshot_ends()
         for partition, committed in commits.items():
             journal = journals[partition]
@@ -160,26 +161,32 @@ class Takeover:
         return commits
 
     def _journals(
-        self, commits: dict[int, Committed | None], *, on_wait: Callable[[], object]
+        self, commits: dict[int, Committed | None], *, journal_id: str, on_wait: Callable[[], object]
     ) -> dict[int, _FoundJournal]:
         """In one pass; where one of them was cut, one by one."""
         kafka, topic, count = self._config.kafka, self._config.topics.journal, self._journal_partitions
         starts: dict[int, int | None] = {}
+        replaced: dict[int, _FoundJournal] = {}
         for partition, committed in commits.items():
             metadata = commit_metadata(f"{self._config.topics.interactions}[{partition}]", committed)
             starts[partition] = metadata.journal if metadata else None
+            if metadata and metadata.journal_id not in ("", journal_id):
+                del starts[partition]
+                cut = f"the topic has the id {journal_id}, the commit knows {metadata.journal_id}"
+                end = end_offsets(kafka, topic)[partition % count]
+                replaced[partition] = _FoundJournal(JournalPart([], end), cut=cut)
         if not starts:
-            return {}
+            return replaced
         try:
             parts = read_journals(kafka, topic, journal_partitions=count, starts=starts, on_wait=on_wait)
         except OffsetOutOfRange as error:
             if len(starts) == 1:
                 (partition,) = starts
                 end = end_offsets(kafka, topic)[partition % count]
-                return {partition: _FoundJournal(JournalPart([], end), cut=str(error))}
-            alone = [self._journals({p: committed}, on_wait=on_wait) for p, committed in commits.items()]
-            return {partition: found for one in alone for partition, found in one.items()}
-        return {partition: _FoundJournal(part) for partition, part in parts.items()}
+                return replaced | {partition: _FoundJournal(JournalPart([], end), cut=str(error))}
+            alone = [self._journals({p: commits[p]}, journal_id=journal_id, on_wait=on_wait) for p in starts]
+            return replaced | {partition: found for one in alone for partition, found in one.items()}
+        return replaced | {partition: _FoundJournal(part) for partition, part in parts.items()}
 
     def _plan(
         self,

@@ -11,9 +11,9 @@ from confluent_kafka.admin import AdminClient
 
 from recd.embedded import EmbeddedKafka, EmbeddedRedis
 from stream.config import Config, KafkaConfig, TopicsConfig
-from stream.kafka import create_topic, end_offsets
+from stream.kafka import Writer, create_topic, end_offsets
 from stream.topics import TopicError, create_topics
-from tests.stream.rig import START_MS, Rig, traffic
+from tests.stream.rig import START_MS, Rig, read_all, traffic, wait_until
 
 pytestmark = pytest.mark.kafka
 
@@ -41,6 +41,19 @@ def test_a_journal_that_was_cut_is_said_and_accepted(rig: Rig) -> None:
     with rig.worker(options=("--accept-loss", "0", "--accept-loss", "1")) as worker:
         worker.wait_drained()
     rig.check_exactly_once()
+
+    records = read_all(rig.config, journal)
+    client.delete_topics([journal])[journal].result()
+    wait_until(lambda: journal not in client.list_topics(timeout=10).topics, "deleted journal")
+    create_topics(rig.config)
+    with Writer(kafka) as writer:
+        for record in records * 4:
+            writer.send(journal, record.value, key=record.key, partition=record.partition)
+        writer.flush(30_000)
+    refused = rig.worker("twice")
+    assert refused.process.wait(timeout=60) != 0
+    assert "the journal was cut or made again" in refused.log.read_text()
+    assert "the topic has the id" in refused.log.read_text(), "offsets alone show nothing: it is as long as before"
 
 
 def test_a_journal_with_a_limit_of_bytes_is_refused(kafka: EmbeddedKafka, topic_prefix: str) -> None:

@@ -13,6 +13,7 @@ from stream.columns import batch_schema
 from stream.config import Config, StreamConfig
 from stream.journal import CommitMetadata, JournalEntry, JournalPart, JournalRecord, Parameters, encode_metadata
 from stream.kafka import Committed, GroupConsumer, OffsetOutOfRange
+from stream.partition import Source
 from stream.records import CommitPoint
 from stream.recovery import JournalBehindError, RecoveryError
 from stream.snapshot_format import BlobRef, SnapshotError, SnapshotRef
@@ -39,6 +40,7 @@ class Broker:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, begin: int = 0, offset: int = 100) -> None:
         self.journal: list[JournalEntry] | Exception = [JournalEntry(9, RECORD)]
+        self.metadata = METADATA
         self._offset = offset
         monkeypatch.setattr("stream.takeover.topic_id", lambda *_: "A")
         monkeypatch.setattr("stream.takeover.partition_count", lambda *_: 4)
@@ -47,7 +49,7 @@ class Broker:
         monkeypatch.setattr("stream.takeover.read_journals", lambda *_, **__: {0: self._read()})
 
     def committed(self, partitions: list[int], **_: int) -> dict[int, Committed | None]:
-        return {p: Committed(self._offset, encode_metadata(METADATA)) if p == 0 else None for p in partitions}
+        return {p: Committed(self._offset, encode_metadata(self.metadata)) if p == 0 else None for p in partitions}
 
     def take(self, overrides: Overrides, *, config: Config = CONFIG) -> Taken:
         takeover = Takeover(
@@ -88,6 +90,15 @@ def test_a_journal_that_was_cut_stops_the_partition_alone(monkeypatch: pytest.Mo
     refusal = str(broker.take(Overrides()).refused[0])
     assert "the journal was cut or made again: commit 7 needs it from offset 9 on" in refusal
     assert "`recd stream --accept-loss 0`, which drops the open sessions and goes on at offset 120" in refusal
+
+
+def test_a_journal_that_was_made_again_is_known_by_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = Broker(monkeypatch)
+    broker.metadata = msgspec.structs.replace(METADATA, journal_id="another")
+    assert "the topic has the id A, the commit knows another" in str(broker.take(Overrides()).refused[0])
+    (partition,) = broker.take(Overrides({0})).partitions
+    assert (partition.plan.resume, partition.plan.advances) == (120, ())
+    assert partition.commit_state(Source("interactions", "A", 4, "A")).committed.metadata.count('"journal_id":"A"') == 1
 
 
 @pytest.mark.parametrize("offset", [100, 120])
