@@ -1,6 +1,7 @@
 # `make demo` and `make test` set up whatever is missing first.
 #   make demo ARGS="--seconds 60"     all of it on this machine
 #   make test ARGS="-m 'not slow'"    checks and tests
+#   make storm ARGS="--kills 100"     exactly once, under fire
 #   make bench NAME=...               one benchmark of bench/
 PYTHON ?=
 ARGS ?=
@@ -9,7 +10,7 @@ BIN := .venv/bin
 PACKAGES := dedup_cache stream trainer serving recd
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate pyproject.toml
 
-.PHONY: help setup demo test lint bench lock clean
+.PHONY: help setup demo test storm lint bench lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -28,6 +29,10 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest $(ARGS)
+
+# Workers, broker and Redis are killed under traffic; then the audit. `make storm ARGS="--help"`.
+storm: setup
+	@$(BIN)/python -m tests.storm $(ARGS)
 
 bench: setup
 	@$(BIN)/python -m bench.$(or $(NAME),$(error which one? make bench NAME=... of: $(filter-out __init__,$(basename $(notdir $(wildcard bench/*.py)))))) $(ARGS)

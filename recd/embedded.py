@@ -2,9 +2,11 @@
 
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
@@ -20,9 +22,17 @@ class EmbeddedKafka(EmbeddedServer):
 
     name = "Kafka"
 
-    def __init__(self, data_dir: Path, *, port: int | None = None, heap_mb: int = 512) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        port: int | None = None,
+        heap_mb: int = 512,
+        settings: Mapping[str, str | int] = MappingProxyType({}),
+    ) -> None:
         super().__init__(data_dir, port=port)
         self.heap_mb = heap_mb
+        self._settings = settings
 
     @property
     def bootstrap(self) -> str:
@@ -79,6 +89,7 @@ class EmbeddedKafka(EmbeddedServer):
             "advertised.listeners": f"PLAINTEXT://{HOST}:{self.port}",
             "log.dirs": self._log_dir,
             **KAFKA_SETTINGS,
+            **self._settings,
         }
         return "".join(f"{key}={value}\n" for key, value in settings.items())
 

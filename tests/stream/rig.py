@@ -168,6 +168,10 @@ class Rig:
         self._processes.append(process)
         return process
 
+    def adopt(self, process: WorkerProcess) -> None:
+        """`close` ends this one too."""
+        self._processes.append(process)
+
     def control(self, action: str) -> None:
         """Over the control topic."""
         send(self.config, target="stream", action=action)
@@ -323,7 +327,7 @@ class WorkerProcess:
         return self.wait(
             lambda s: (
                 len(s["partitions"]) == partitions
-                and all(_drained(p, end=ends[int(number)]) for number, p in s["partitions"].items())
+                and all(drained(p, end=ends[int(number)]) for number, p in s["partitions"].items())
             ),
             f"drained worker at {ends}",
         )
@@ -351,12 +355,17 @@ class WorkerProcess:
 class AppProcess(WorkerProcess):
     """`recd stream`; `state` is what `/status` and `/ready` say."""
 
-    def __init__(self, rig: Rig, *options: str) -> None:
+    look_every_s = 0.1
+
+    def __init__(
+        self, rig: Rig, *options: str, name: str = "app", command: tuple[str, ...] = ("recd", "stream")
+    ) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        command = ["recd", "stream", "--config", str(rig.config_path), "--set", f"stream.port={port}", *options]
+        arguments = ["--config", str(rig.config_path), "--set", f"stream.port={port}", *options]
         topic = rig.config.topics.interactions
-        super().__init__(command, log=rig.folder / "app.log", ends=lambda: end_offsets(rig.config.kafka, topic))
+        log = rig.folder / f"{name}.log"
+        super().__init__([*command, *arguments], log=log, ends=lambda: end_offsets(rig.config.kafka, topic))
 
     def get(self, path: str) -> tuple[int, str]:
         """HTTP status and body of a path."""
@@ -379,11 +388,11 @@ class AppProcess(WorkerProcess):
             with suppress(URLError, OSError, HTTPException):
                 state = json.loads(self.get("/status")[1])
                 self.state = {**state, "ready": self.get("/ready")[0] == HTTPStatus.OK}
-            time.sleep(0.1)
+            time.sleep(self.look_every_s)
         self.process.stdout.close()
 
 
-def _drained(partition: dict[str, Any], *, end: int) -> bool:
+def drained(partition: dict[str, Any], *, end: int) -> bool:
     return (
         partition["state"] == "live"
         and partition["open_sessions"] == 0

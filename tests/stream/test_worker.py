@@ -97,6 +97,7 @@ def test_silence_closes_sessions_and_stands_in_the_journal(rig: Rig) -> None:
     advances = [advance for record in of_0 for advance in record.advances]
     assert advances[0].position == 1
     assert advances[0].watermark_ms >= START_MS + GAP_MS
+    assert advances[-1].watermark_ms < START_MS + 600_000, "it grows by the time elapsed: old events stay old"
     samples, late = rig.samples(), rig.rejects("late")
     assert len(samples[0]) + len(late) == 2, "the second is late if the silence lasted, a sample if not; never both"
 
