@@ -124,7 +124,7 @@ def decide(found: Found, allowed: Allowed) -> Plan:
         _name_changed_parameters(found, plan, problem)
         raise RecoveryError(
             f"{found.place}: {'; '.join(notes)}. To go on: `recd stream --accept-loss {found.partition}`, "
-            f"which {', then '.join(consequences)}"
+            f"which {', and '.join(consequences)}"
         )
     return replace(_with_parameters(found, plan, allowed, notes), note="; ".join(notes))
 
@@ -194,7 +194,7 @@ def _as_committed(found: Found, problem: _Problem) -> Plan:
             then="goes on from the journal's last record, without a loss",
         )
     if last.partitions != found.partitions:
-        problem(_partitions_changed(found, last.partitions), then="goes on; sessions under way may be cut in two")
+        problem(_partitions_changed(found, last.partitions), then="may cut sessions under way in two")
     advances = tuple(a for entry in found.entries for a in entry.record.advances if a.position >= last.offset)
     return Plan(
         start=CommitPoint(last.offset, last.watermark_ms),
