@@ -160,6 +160,7 @@ def import_(config: Config, json_path: Path | None, **options: Any) -> None:
 @click.option("--to-offset", "last_offset", type=click.IntRange(min=0), help="Instead of --to, with --partition.")
 @click.option("--partition", "partitions", multiple=True, type=click.IntRange(min=0), help="Only this one; repeatable.")
 @click.option("--speed", type=click.FloatRange(min=0, min_open=True), help="Times as fast as event time passed.")
+@click.option("--archive", "archive_url", metavar="URL", help="Read an archive in place of the topic.")
 @click.option("--follow", is_flag=True, help="Then go on with the live batches, without a gap or a double.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the report.")
 def replay(config: Config, json_path: Path | None, **options: Any) -> None:
@@ -174,6 +175,39 @@ def replay(config: Config, json_path: Path | None, **options: Any) -> None:
     if json_path:
         json_path.write_text(json.dumps(report_dict(report), indent=2) + "\n")
     click.echo(format_replay(report))
+
+
+@config_command(cli)
+@click.option(
+    "--what",
+    multiple=True,
+    type=click.Choice(["events", "samples"]),
+    default=("events",),
+    show_default=True,
+    help="The interactions with their journal, or the samples of the batches; repeatable.",
+)
+@click.option("--until-end", is_flag=True, help="Stop at what is there now.")
+@click.option("--accept-gap", is_flag=True, help="Go on where records were deleted before they were archived.")
+@click.option("--list", "list_only", is_flag=True, help="Show what there is, and archive nothing.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the report.")
+def archive(config: Config, json_path: Path | None, list_only: bool, **options: Any) -> None:
+    """Always on: events or samples -> Parquet under archive.url, every row exactly once.
+
+    One column per field or feature, clustered by session. `recd replay --archive URL` reads the events again when the
+    topic's retention is over. Killed and started again it goes on where the manifest ends.
+    """
+    from recd.archive import ArchiveOptions, format_archive, format_files, list_files, run_archive
+
+    if list_only:
+        files = list_files(config)
+        report: Any = [file.to_dict() for file in files]
+        click.echo(format_files(files))
+    else:
+        reports = run_archive(config, ArchiveOptions(**options))
+        report = [one.to_dict() for one in reports]
+        click.echo(format_archive(reports))
+    if json_path:
+        json_path.write_text(json.dumps(report, indent=2) + "\n")
 
 
 @config_command(cli)
@@ -300,6 +334,7 @@ def main() -> None:
     """Entry point; an error with a name ends in one line, not in a traceback."""
     from dedup_cache.errors import DedupCacheError
     from recd.java import EmbeddedError
+    from stream.archive.errors import ArchiveError
     from stream.control import ControlError
     from stream.journal import JournalError
     from stream.kafka import KafkaError
@@ -307,6 +342,7 @@ def main() -> None:
     from stream.topics import TopicError
 
     named = (
+        ArchiveError,
         ConfigError,
         ControlError,
         DedupCacheError,

@@ -32,6 +32,7 @@ class ReplayOptions:
     partitions: tuple[int, ...]
     speed: float | None
     follow: bool
+    archive_url: str | None
 
 
 def run_replay(config: Config, options: ReplayOptions) -> ReplayReport:
@@ -39,7 +40,7 @@ def run_replay(config: Config, options: ReplayOptions) -> ReplayReport:
     request = _request(options)
     stop = stop_on_signals()
     clock = Clock(lambda: time.time_ns() // 1_000_000, lambda: time.monotonic_ns() // 1_000_000)
-    replay = Replay(config, request, history=_history(config), clock=clock, stop=stop)
+    replay = Replay(config, request, history=_history(config, options.archive_url), clock=clock, stop=stop)
     with Progress(*_COLUMNS, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(f"-> {request.into}", total=None, said="")
 
@@ -93,8 +94,12 @@ def _said(report: ReplayReport) -> str:
     return f"{report.events:,} events, {report.written.samples:,} samples{live}"
 
 
-def _history(config: Config) -> History:
-    return KafkaHistory(config)
+def _history(config: Config, archive_url: str | None) -> History:
+    if archive_url is None:
+        return KafkaHistory(config)
+    from stream.archive.history import ArchiveHistory
+
+    return ArchiveHistory(config, archive_url)
 
 
 def _request(options: ReplayOptions) -> ReplayRequest:

@@ -52,6 +52,8 @@ class TopicsConfig(Section, frozen=True):
     control: Name = "control"
     imports: Name = "imports"
     """How far imports have come; made by the first one."""
+    archive: Name = "archive"
+    """The manifest of the archive; `recd archive` makes it."""
     partitions: Positive = 4
     """Partitions of `interactions`; every other data topic gets the same number when it is created."""
     replication: Positive = 1
@@ -286,6 +288,19 @@ class StreamConfig(Section, frozen=True):
     data_dir: str = "var/stream"
 
 
+class ArchiveConfig(Section, frozen=True):
+    """Files of a history that outlives the topics."""
+
+    url: str = "var/archive"
+    """A folder, or an object store that fsspec knows (s3://, gs://, ...)."""
+    max_rows: Positive = 500_000
+    """Records after which a file is closed."""
+    max_bytes: Positive = 134_217_728
+    """Bytes of records that wait in memory, of all partitions together, before the largest becomes a file."""
+    max_wait_ms: Positive = 600_000
+    """A file is closed so long after its first record came."""
+
+
 class TableConfig(Section, frozen=True):
     """One embedding table; features not named in `tables` get the default."""
 
@@ -371,6 +386,7 @@ class Config(Section, frozen=True):
     batch: BatchConfig = BatchConfig()
     dedup: DedupConfig = DedupConfig()
     stream: StreamConfig = StreamConfig()
+    archive: ArchiveConfig = ArchiveConfig()
     trainer: TrainerConfig = TrainerConfig()
     serving: ServingConfig = ServingConfig()
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dedup_cache import BatchError, wire
+from stream.columns import batch_schema
 from stream.config import Config
 from stream.kafka import Message, Reader, begin_offsets, end_offsets, offsets_at
-from stream.replay.errors import LiveGap, ReplayError
+from stream.replay.errors import LiveGap, OtherConfig, ReplayError
 from stream.replay.progress import Progress
 
 POLL_MESSAGES = 1_000
@@ -46,6 +47,7 @@ class LiveBatches:
         self._kafka = config.kafka
         self._topic = config.topics.batches
         self._source = config.topics.interactions
+        self._digest = batch_schema(config).digest()
         self._next_seq = {partition: joint.progress.seq for partition, joint in joints.items()}
         self._begins = begin_offsets(self._kafka, self._topic)
         self._from_begin: set[int] = set()
@@ -101,6 +103,12 @@ class LiveBatches:
             raise ReplayError(f"{place}: not a batch of this version: {error}") from None
         if source != self._source or partition not in self._next_seq:
             return None
+        if metadata["schema_digest"] != self._digest and seq >= self._next_seq[partition]:
+            raise OtherConfig(
+                f"{message.topic}[{message.partition}]@{message.offset}: the live run has gone over to batches of "
+                f"schema {metadata['schema_digest']}, the replay writes {self._digest}: go on with the recd.yaml that "
+                "it has now, into another topic"
+            )
         return LiveBatch(partition, seq, num_samples, message.offset, value, message.headers)
 
     def _continues(self, batch: LiveBatch) -> bool:

@@ -5,29 +5,18 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
-from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AdminClient
 
-from dedup_cache import Batch, decode, expand
 from recd.embedded import EmbeddedKafka, EmbeddedRedis
-from stream.columns import batch_schema
-from stream.config import Config
-from stream.context import Clock
 from stream.kafka import KafkaError, Writer, create_topic, end_offsets
 from stream.replay.errors import NoJournal, OtherConfig, OtherReplay, RangeGone, ReplayError
-from stream.replay.history import History, KafkaHistory
-from stream.replay.request import ReplayReport, ReplayRequest
-from stream.replay.run import Replay
 from stream.replay.stretch import Bound
+from tests.stream.replays import delete_records, replay, rows_of
 from tests.stream.rig import ROOT, START_MS, Rig, read_all, traffic, wait_until
-from trainer.resolver import Resolver, ValuesLog
 
 pytestmark = pytest.mark.kafka
 
@@ -35,53 +24,15 @@ pytestmark = pytest.mark.kafka
 @pytest.fixture
 def rig(tmp_path: Path, kafka: EmbeddedKafka, redis_server: EmbeddedRedis, topic_prefix: str) -> Iterator[Rig]:
     rig = Rig(tmp_path, kafka=kafka.bootstrap, redis=redis_server.url, prefix=topic_prefix).create()
+    rig.tree["features"][1]["transforms"] = [{"positive_modulus": {"modulus": 7}}]
+    rig.write()
     yield rig
     rig.close()
-
-
-class NoStore:
-    """A store that never has anything: what is by reference comes from the `values` topic."""
-
-    def fetch(self, group: str, ids: Any, checks: Any, *, generation: str | None = None) -> list[bytes | None]:
-        return [None] * len(ids)
-
-
-def batches_of(config: Config, topic: str) -> list[Batch]:
-    schema = batch_schema(config)
-    resolver = Resolver(schema, store=NoStore(), log=ValuesLog(config.kafka, topic=config.topics.values))
-    return [resolver.resolve(decode(message.value or b"", schema)) for message in read_all(config, topic)]
-
-
-def rows_of(config: Config, topic: str) -> dict[int, list[bytes]]:
-    """By source partition, every sample as bytes: all its columns, its features expanded; `seq` must count them."""
-    found: dict[int, list[bytes]] = {}
-    for batch in batches_of(config, topic):
-        rows = found.setdefault(batch.meta.source_partition, [])
-        if not rows:
-            rows += [b""] * batch.meta.seq
-        assert batch.meta.seq == len(rows), f"{topic}: a batch before sample {batch.meta.seq} is missing or doubled"
-        columns = [batch.sample_ids, batch.labels, batch.weights, batch.scores]
-        columns += [batch.event_times_ms, batch.append_times_ms]
-        parts = [[column[i].tobytes() for i in range(batch.num_samples)] for column in columns]
-        for group in batch.groups.values():
-            plain = expand(group)
-            parts.append([row.tobytes() for row in plain.dense])
-            parts += [[ids.tobytes() for ids in column.rows()] for column in plain.lists.values()]
-        rows += [repr(part).encode() for part in zip(*parts, strict=True)]
-    return found
 
 
 def start_replay(rig: Rig, into: str, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "recd", "replay", "--config", str(rig.config_path), "--into", into, *options]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def replay(rig: Rig, into: str, *, history: History | None = None, **request: Any) -> ReplayReport:
-    """In this process."""
-    clock = Clock(lambda: time.time_ns() // 1_000_000, lambda: time.monotonic_ns() // 1_000_000)
-    history = history or KafkaHistory(rig.config)
-    asked = ReplayRequest(into=rig.prefix + into, **request)
-    return Replay(rig.config, asked, history=history, clock=clock, stop=Event()).run()
 
 
 def samples_in(rig: Rig, into: str) -> int:
@@ -136,14 +87,17 @@ def test_a_replay_that_follows_joins_the_live_run(rig: Rig) -> None:
     with rig.worker() as worker:
         worker.wait_drained()
         following = start_replay(rig, into, "--follow")
-        for turn in range(1, 7):
-            later = START_MS + turn * 10_000
-            rig.publish(traffic(seed=turn, sessions=30, start_ms=later, first_id=turn * 1_000))
-            if turn == 4:
-                wait_until(lambda: has_live_batches(rig, into), "live batches in the replay")
-                following.kill()
-                following.communicate()
-                following = start_replay(rig, into, "--follow")
+        for turn in range(1, 4):
+            rig.publish(later_traffic(turn))
+        wait_until(lambda: has_batches(rig, "joined"), "batches of the replay")
+        worker.wait_drained()
+        rig.publish(later_traffic(4))
+        wait_until(lambda: has_live_batches(rig, into), "live batches in the replay")
+        following.kill()
+        following.communicate()
+        rig.publish(later_traffic(5))
+        following = start_replay(rig, into, "--follow")
+        rig.publish(later_traffic(6))
         worker.wait_drained()
     live = rows_of(rig.config, rig.config.topics.batches)
     wait_until(lambda: rows_of(rig.config, into) == live, "all live batches in the replay")
@@ -151,6 +105,10 @@ def test_a_replay_that_follows_joins_the_live_run(rig: Rig) -> None:
     said = following.communicate(timeout=60)[0]
     assert following.returncode == 0, said
     assert "Followed the live run" in said
+
+
+def later_traffic(turn: int) -> list[dict[str, Any]]:
+    return traffic(seed=turn, sessions=30, start_ms=START_MS + turn * 10_000, first_id=turn * 1_000)
 
 
 def has_live_batches(rig: Rig, into: str) -> bool:
@@ -188,11 +146,3 @@ def test_a_replay_that_cannot_be_made_says_why(rig: Rig) -> None:
     delete_records(rig, rig.config.topics.interactions)
     with pytest.raises(RangeGone, match="recd replay --archive"):
         replay(rig, "gone", first=Bound(offset=1), partitions=(0,))
-
-
-def delete_records(rig: Rig, topic: str) -> None:
-    """As retention does, all but the last of each partition."""
-    client = AdminClient({"bootstrap.servers": rig.config.kafka.bootstrap})
-    ends = end_offsets(rig.config.kafka, topic)
-    for future in client.delete_records([TopicPartition(topic, p, end) for p, end in ends.items()]).values():
-        future.result()
