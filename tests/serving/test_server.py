@@ -6,8 +6,6 @@ import json
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -25,6 +23,7 @@ from serving.model import ServedModel
 from stream.config import Config, KafkaConfig, TopicsConfig, to_yaml
 from stream.control import send
 from stream.kafka import create_topic
+from tests.forkserver import TRAINING, WarmProcess
 from tests.serving.served_world import CONFIG, expected_scores, new_model, request, snapshot
 from trainer.versions import VersionStore
 
@@ -42,8 +41,8 @@ class Service:
         path = folder / "recd.yaml"
         path.write_text(to_yaml(config))
         with self.log_path.open("ab") as log:
-            command = [sys.executable, "-m", "recd", "serve", "--config", str(path)]
-            self.process = subprocess.Popen(command, stderr=log, cwd=folder)
+            command = ["-m", "recd", "serve", "--config", str(path)]
+            self.process = WarmProcess(command, preload=TRAINING, log=log)
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
         """Status and parsed body; (0, None) where nobody listens."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
@@ -31,6 +30,7 @@ from stream.config import Config, load
 from stream.control import send
 from stream.kafka import Message, Reader, Writer, begin_offsets, end_offsets
 from stream.topics import create_topics
+from tests.forkserver import STREAMING, WarmProcess
 
 ROOT = Path(__file__).parents[2]
 START_MS = 1_700_000_000_000
@@ -263,16 +263,12 @@ class WorkerProcess:
         self._ends = ends
         self.state: dict[str, Any] = {}
         with log.open("ab") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", *module_and_arguments],
-                cwd=ROOT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-            )
+            self.process = self._start(["-m", *module_and_arguments], stderr=stderr)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def _start(self, program: list[str], *, stderr: IO[bytes]) -> subprocess.Popen[bytes] | WarmProcess:
+        return WarmProcess(program, preload=STREAMING, log=stderr, pipes=True)
 
     @property
     def pid(self) -> int:
@@ -366,6 +362,12 @@ class AppProcess(WorkerProcess):
         topic = rig.config.topics.interactions
         log = rig.folder / f"{name}.log"
         super().__init__([*command, *arguments], log=log, ends=lambda: end_offsets(rig.config.kafka, topic))
+
+    def _start(self, program: list[str], *, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+        """As an operator does: cold."""
+        return subprocess.Popen(
+            [sys.executable, *program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+        )
 
     def get(self, path: str) -> tuple[int, str]:
         """HTTP status and body of a path."""

@@ -19,6 +19,7 @@ from recd.embedded import EmbeddedKafka, free_port
 from stream.columns import batch_schema
 from stream.config import Config, KafkaConfig, RedisConfig, TopicsConfig, to_yaml
 from stream.kafka import Writer, create_topic
+from tests.forkserver import TRAINING, WarmProcess
 from tests.trainer.made_batches import make_config
 
 ROOT = Path(__file__).parents[2]
@@ -65,22 +66,19 @@ class Trainer:
         *,
         cue: str = "never:0",
         launched: bool = False,
-        env: dict[str, str] | None = None,
     ) -> None:
         self.config = config
         path = folder / "recd.yaml"
         path.write_text(to_yaml(config))
-        command = (
-            ["-m", "recd", "train", "-c", str(path)]
-            if launched
-            else [str(ROOT / "tests/trainer/rank_run.py"), str(path), cue]
-        )
         self.log = folder / f"trainer-{time.monotonic_ns()}.log"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+        self.process: subprocess.Popen[bytes] | WarmProcess
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *command], cwd=ROOT, stdout=log, stderr=log, env=environment, start_new_session=True
-            )
+            if launched:
+                command = [sys.executable, "-m", "recd", "train", "-c", str(path)]
+                self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+            else:
+                program = [str(ROOT / "tests/trainer/rank_run.py"), str(path), cue]
+                self.process = WarmProcess(program, preload=TRAINING, log=log)
 
     def get(self, path: str) -> tuple[int, bytes]:
         try:
