@@ -1,6 +1,6 @@
 # `make demo` and `make test` set up whatever is missing first.
 #   make demo ARGS="--seconds 60"     all of it on this machine
-#   make test ARGS="-m 'not slow'"    checks and tests
+#   make test ARGS="-m 'not slow'"    checks and tests, in several processes; ARGS="-n 0": in one
 #   make storm ARGS="--kills 100"     exactly once, under fire
 #   make bench NAME=...               one benchmark of bench/
 PYTHON ?=
@@ -28,7 +28,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n auto --dist loadgroup $(ARGS)
 
 # Workers, broker and Redis are killed under traffic; then the audit. `make storm ARGS="--help"`.
 storm: setup

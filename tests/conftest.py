@@ -1,13 +1,45 @@
 """Real servers for tests: shared ones for tests that only use them, private ones for tests that kill them."""
 
+import os
 import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from recd.embedded import EmbeddedKafka, EmbeddedRedis
+
+# How long an example takes says how busy the machine is, not whether the property holds.
+settings.register_profile("recd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("recd")
+
+# A broker of a test lives for seconds: what the second compiler makes of it never pays (a third of its start).
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+
+GIB = 1 << 30
+GIB_PER_PROCESS = 4
+"""What one process of the suite may need: its broker, and a demo with all its services."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: most tests wait for processes that they started, so one more than there are cores."""
+    memory = psutil.virtual_memory().available // GIB // GIB_PER_PROCESS
+    return max(1, min(len(os.sched_getaffinity(0)) + 1, memory, 8))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first, so that no process is left alone with one at the end."""
+
+    def rank(item: pytest.Item) -> int:
+        servers = set(getattr(item, "fixturenames", ()))
+        if item.get_closest_marker("slow") is not None or "private_kafka" in servers:
+            return 0
+        return 1 if servers & {"kafka", "redis_server", "private_redis"} else 2
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")

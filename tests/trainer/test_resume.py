@@ -13,7 +13,7 @@ from stream.config import Config
 from tests.trainer.made_batches import World, make_config
 from tests.trainer.trainers import Trainer, cut_in_force, make_topics, send, steps, trainer_config
 
-pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.xdist_group("resume")]
 
 BATCHES = 130
 

@@ -12,6 +12,8 @@ from tests.trainer.made_batches import World
 from tests.trainer.reference import Reference, tensors
 from tests.trainer.sharded_run import case_config
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sharding")]
+
 ROOT = Path(__file__).parents[2]
 STEPS = 20
 CASES = [
@@ -64,7 +66,6 @@ def expected(case: dict[str, str], *, world_size: int) -> tuple[list[float], dic
 EXACT = [c for c in CASES if c["kind"] != "row_wise" and (c["kind"], c["sparse"]) != ("column_wise", "rowwise_adagrad")]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", EXACT, ids=lambda c: "-".join(c.values()))
 def test_sharded_training_is_plain_training(trained: tuple[int, Path], case: dict[str, str]):
     found = results(trained, case)
@@ -75,7 +76,6 @@ def test_sharded_training_is_plain_training(trained: tuple[int, Path], case: dic
         np.testing.assert_allclose(found[key], value, atol=1e-4, err_msg=key)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["table_wise", "column_wise"])
 def test_dedup_on_and_off_train_the_same(trained: tuple[int, Path], kind: str):
     on, off = ({"kind": kind, "sparse": "rowwise_adagrad", "dedup": dedup} for dedup in ("on", "off"))
@@ -84,7 +84,6 @@ def test_dedup_on_and_off_train_the_same(trained: tuple[int, Path], kind: str):
         np.testing.assert_allclose(value, without[key], atol=1e-4, err_msg=key)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in CASES if c["kind"] != "row_wise"], ids=lambda c: "-".join(c.values()))
 def test_every_table_moves(trained: tuple[int, Path], case: dict[str, str]):
     found, start = results(trained, case), Reference(case_config(case)).weights()
@@ -95,7 +94,6 @@ def test_every_table_moves(trained: tuple[int, Path], case: dict[str, str]):
         assert (found[table] != value).any(axis=1).sum() > 10, table
 
 
-@pytest.mark.slow
 def test_row_wise_on_gloo_is_a_named_error(trained: tuple[int, Path]):
     world_size, folder = trained
     number = next(i for i, case in enumerate(CASES) if case["kind"] == "row_wise")
