@@ -23,7 +23,7 @@ from typing import IO, NoReturn
 
 ROOT = Path(__file__).parent.parent
 TRAINING = ("trainer.app", "serving.app", "recd.cli")
-STREAMING = ("tests.stream.worker_process",)
+STREAMING = ("tests.stream.worker_process", "stream.compiled.sample")
 POLL_S = 0.01
 
 
