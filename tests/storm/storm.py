@@ -284,6 +284,7 @@ def _rig(folder: Path, kafka: EmbeddedKafka, redis_server: EmbeddedRedis) -> Rig
     rig.tree["session"] = {"gap_ms": 2_000, "out_of_orderness_ms": 300, "idle_after_ms": 300}
     rig.tree["batch"] = {"max_wait_ms": 150, "max_samples": 64}
     rig.tree["dedup"] = {"inline_bytes": 128}
-    rig.tree["stream"] |= {"max_poll_records": 200, "transaction_timeout_ms": SESSION_TIMEOUT_MS}
+    snapshots = {"snapshot_every_events": 50}
+    rig.tree["stream"] |= {"max_poll_records": 200, "transaction_timeout_ms": SESSION_TIMEOUT_MS, **snapshots}
     rig.write()
     return rig
