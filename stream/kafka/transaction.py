@@ -19,6 +19,7 @@ from stream.kafka.writer import Headers
 ATTEMPT_S = 1.0
 HUNG_AFTER_S = 2.0
 """How much longer than a transaction may last a call is waited for."""
+SAME_ID = "another process uses the same stream.worker_id"
 OnWait = Callable[[str], object]
 
 
@@ -114,7 +115,7 @@ class TransactionalWriter:
                 self._abandoned = True
                 raise Fenced(
                     f"adding the source offsets to a transaction: no answer in {self._hung_after_s:.0f} s although the "
-                    "transaction is over by now (librdkafka #5456): a new producer takes its place"
+                    f"transaction is over by now (librdkafka #5456), or {SAME_ID}: a new producer takes its place"
                 )
 
         self._insist(guarded, doing="adding the source offsets to", on_wait=on_wait)
@@ -196,4 +197,4 @@ def _abortable(error: Exception) -> Exception:
 
 
 def _fatal(error: Exception) -> Exception:
-    return error if isinstance(error, Fenced) else Fenced(str(error))
+    return error if isinstance(error, Fenced) else Fenced(f"{error}; perhaps {SAME_ID}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -208,6 +209,42 @@ def test_a_group_member_reads_from_where_it_is_told_and_commits_in_a_transaction
     writer.close()
     group.close()
     assert recorder.owned == set()
+
+
+def test_fenced_at_any_step_a_process_hears_of_the_other(broker: KafkaConfig, topic: str) -> None:
+    recorder = Recorder()
+    group = edge.GroupConsumer(broker, topic=topic, group_id=topic, protocol="consumer", rebalance=recorder)
+    eventually(lambda: bool(group.poll(max_records=10, timeout_ms=50) and recorder.owned == {0, 1}))
+    metadata = group.group_metadata()
+
+    def ignore(_: str) -> None:
+        """Nobody waits here."""
+
+    for step in range(5):
+        first = transactional(broker, f"{topic}{step}")
+        others: list[edge.TransactionalWriter] = []
+        actions: list[Callable[[], object]] = [
+            first.begin,
+            partial(first.send, topic, b"lost", partition=0),
+            partial(first.send_offsets, topic, {0: edge.Committed(0, "")}, metadata=metadata, on_wait=ignore),
+            partial(first.commit, on_wait=ignore),
+        ]
+        actions.insert(step, lambda step=step, others=others: others.append(transactional(broker, f"{topic}{step}")))
+        if step == len(actions) - 1:  # an empty transaction asks no broker
+            actions += [first.begin, actions[1], partial(first.commit, on_wait=ignore)]
+        with pytest.raises(edge.Fenced, match=r"stream\.worker_id"):
+            _until_fenced(first, actions)
+        first.close()
+        others[0].close()
+    group.close()
+
+
+def _until_fenced(writer: edge.TransactionalWriter, actions: list[Callable[[], object]]) -> None:
+    try:
+        for action in actions:
+            action()
+    except edge.TransactionAborted:
+        writer.abort(on_wait=lambda _: None)
 
 
 def test_the_end_is_what_the_broker_says_now(broker: KafkaConfig, topic: str) -> None:
