@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import msgspec
 import pytest
 
 from recd.embedded import EmbeddedKafka, free_port
@@ -209,6 +210,27 @@ def test_a_group_member_reads_from_where_it_is_told_and_commits_in_a_transaction
     writer.close()
     group.close()
     assert recorder.owned == set()
+
+
+@pytest.mark.parametrize(("protocol", "loser"), [("consumer", 1), ("classic", 0)])
+def test_of_two_static_members_with_one_name_one_is_told(
+    broker: KafkaConfig, topic: str, protocol: str, loser: int
+) -> None:
+    if protocol == "classic":
+        broker = msgspec.structs.replace(broker, options={"heartbeat.interval.ms": "200"})
+    members: list[edge.GroupConsumer] = []
+    for _ in range(2):
+        recorder = Recorder()
+        member = edge.GroupConsumer(
+            broker, topic=topic, group_id=topic, protocol=protocol, rebalance=recorder, instance_id="one"
+        )
+        members.append(member)
+        if len(members) == 1:
+            eventually(lambda r=recorder: bool(members[0].poll(max_records=1, timeout_ms=50) and r.owned == {0, 1}))
+    with pytest.raises(edge.IdentityTaken, match=r"another process uses the same stream\.worker_id"):
+        eventually(lambda: not members[loser].poll(max_records=1, timeout_ms=50))
+    for member in members:
+        member.close()
 
 
 def test_fenced_at_any_step_a_process_hears_of_the_other(broker: KafkaConfig, topic: str) -> None:
