@@ -13,6 +13,8 @@ record, as librdkafka does it for records of this size. The closing line is JSON
 from __future__ import annotations
 
 import argparse
+import csv
+import gzip
 import json
 import platform
 import time
@@ -34,7 +36,6 @@ from stream.builder import concat_samples, take_samples
 from stream.columns import batch_schema
 from stream.config import Config, FeatureConfig, load
 from stream.generator import event_renderer, world_options
-from stream.importers import FORMATS, BadRow, event_writer
 from stream.pipeline import PartitionPipeline, PipelineConfig
 from stream.records import CommitPoint, PipelineCounts, RecordBlock, SampleBlock
 from stream.traffic import traffic_options
@@ -94,21 +95,23 @@ def generated(config: Config, *, seconds: float) -> Iterator[RecordBlock]:
 
 def deskdrop(config: Config, path: Path) -> Iterator[RecordBlock]:
     """Real events in the file's order; each view carries what its reader viewed before, as many logs have it."""
-    render = event_writer(config.events)
+    fields = config.events.fields
+    unit = 1000 if config.events.time_unit == "s" else 1
     histories: dict[str, deque[str]] = {}
     rows: list[tuple[int, bytes, bytes]] = []
     offset = 0
-    for event in FORMATS["deskdrop"](path):
-        if isinstance(event, BadRow):
-            continue
-        history = histories.setdefault(event.key, deque(maxlen=HISTORY))
-        extra = {**event.extra, "history": list(history)}
-        rows.append((event.time_ms, event.key.encode(), render(replace(event, extra=extra))))
-        if event.type in config.events.impressions:
-            history.append(event.item)
-        if len(rows) == BLOCK:
-            yield _block(rows, offset)
-            rows, offset = [], offset + BLOCK
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        for number, row in enumerate(csv.DictReader(file)):
+            key, item, time_ms = row["person_id"], row["content_id"], 1000 * int(row["timestamp"])
+            history = histories.setdefault(key, deque(maxlen=HISTORY))
+            event = {str(fields.event_id): number, fields.key: key, fields.time: time_ms // unit}
+            event |= {fields.type: row["event_type"], fields.item: item, "history": list(history)}
+            rows.append((time_ms, key.encode(), json.dumps(event).encode()))
+            if row["event_type"] in config.events.impressions:
+                history.append(item)
+            if len(rows) == BLOCK:
+                yield _block(rows, offset)
+                rows, offset = [], offset + BLOCK
     if rows:
         yield _block(rows, offset)
 
