@@ -211,6 +211,26 @@ def archive(config: Config, json_path: Path | None, list_only: bool, **options: 
 
 
 @config_command(cli)
+@click.option("--records", type=click.IntRange(min=1), help="Look at so many of the newest; 50000 without a time.")
+@click.option("--from", "first_time", metavar="TIME", help="Arrival of the first event: 2026-11-01T00:00 is UTC.")
+@click.option("--to", "last_time", metavar="TIME", help="Arrival of the first event that is left out.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the whole result.")
+def advise(config: Config, json_path: Path | None, **options: Any) -> None:
+    """What repeats in a topic: which groups and slices would save most, and the config to paste.
+
+    Reads a stretch of the interactions without a consumer group: the live run hears nothing of it.
+    """
+    from rich.console import Console
+
+    from recd.advise import advice_dict, run_advise, show
+
+    advice = run_advise(config, **options)
+    if json_path:
+        json_path.write_text(json.dumps(advice_dict(advice), indent=2) + "\n")
+    show(advice, Console())
+
+
+@config_command(cli)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the whole result.")
 def audit(config: Config, json_path: Path | None) -> None:
     """Which samples were trained once, twice, never. Status 1 when something is lost or doubled."""
