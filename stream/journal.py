@@ -54,13 +54,16 @@ class Parameters(msgspec.Struct, frozen=True):
 
     session: SessionParameters
     schema: str
-    """Digest of the sections `events`, `features`, `labels` and, where there is one, `derived`."""
+    """Digest of what the sections `events`, `features`, `labels` and `derived` say besides defaults: a key that a later
+    version adds changes nothing until somebody sets it."""
 
     @staticmethod
     def of(config: Config) -> Parameters:
         """The parameters of a configuration."""
-        sections = [config.events, config.features, config.labels, *([config.derived] if config.derived else [])]
-        text = msgspec.json.encode(sections)
+        sections = {"events": config.events, "features": config.features, "labels": config.labels}
+        if config.derived:
+            sections["derived"] = config.derived
+        text = msgspec.json.encode(_set(sections), order="deterministic")
         return Parameters(SessionParameters.of(config.session), xxhash.xxh3_128_hexdigest(text))
 
 
@@ -214,6 +217,23 @@ def entry_at(entries: Sequence[JournalEntry], position: int) -> JournalEntry | N
     """
     known = [entry for entry in entries if entry.record.resume <= position]
     return max(known, key=lambda entry: (entry.record.resume, entry.offset), default=None)
+
+
+def _set(config: object) -> object:
+    """The keys that are not at their default, as plain mappings and lists; a tagged kind keeps its tag."""
+    if isinstance(config, dict):
+        return {key: _set(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [_set(one) for one in config]
+    if not isinstance(config, msgspec.Struct):
+        return config
+    values = ((field, getattr(config, field.name)) for field in msgspec.structs.fields(config))
+    given = {field.name: _set(value) for field, value in values if value != _default(field)}
+    return given | {"": config.__struct_config__.tag}
+
+
+def _default(field: msgspec.structs.FieldInfo) -> object:
+    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
 
 
 def _decode(data: bytes, kind: type[_T], *, place: str) -> _T:

@@ -16,7 +16,7 @@ from dedup_cache import BatchError, Jagged
 from dedup_cache.arrays import AnyArray, Bool, Int64
 from dedup_cache.wire import CHECKSUM_AT, CHECKSUM_END, Wire, read, write
 from stream.columns import ImpressionColumns
-from stream.events import EVENT, EventBlock
+from stream.events import EVENT, IMPRESSION, EventBlock
 from stream.pipeline import PipelineState
 from stream.sessions import OpenSessions
 
@@ -142,7 +142,9 @@ def select(events: EventBlock, held: Bool) -> EventBlock:
     """The events where `held` bool[N] is true."""
     if held.shape[0] != events.keys.shape[0]:
         raise SnapshotError(f"events: {events.keys.shape[0]} of them, but a mask of {held.shape[0]}")
-    impressions = np.flatnonzero(held[events.rows["kind"] == 0])
+    if held.all():
+        return events
+    impressions = np.flatnonzero(held[events.rows["kind"] == IMPRESSION])
     return _taken(events, np.flatnonzero(held), impressions)
 
 
@@ -152,6 +154,8 @@ def join(blocks: Sequence[EventBlock], *, like: ImpressionColumns) -> EventBlock
         nothing = np.empty(0, object)
         return EventBlock(np.empty(0, EVENT), np.empty(0, np.int64), nothing, nothing, like)
     columns = [block.impressions for block in blocks]
+    if len(blocks) == 1:
+        return blocks[0]
     joined = EventBlock(
         rows=np.concatenate([block.rows for block in blocks]),
         keys=np.concatenate([block.keys for block in blocks]),
@@ -168,7 +172,7 @@ def join(blocks: Sequence[EventBlock], *, like: ImpressionColumns) -> EventBlock
     offsets = joined.rows["offset"]
     if bool((offsets[1:] > offsets[:-1]).all()):
         return joined
-    impressions = np.argsort(offsets[joined.rows["kind"] == 0])
+    impressions = np.argsort(offsets[joined.rows["kind"] == IMPRESSION])
     return _taken(joined, np.argsort(offsets), impressions)
 
 

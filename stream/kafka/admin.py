@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -18,7 +19,10 @@ REQUEST_TIMEOUT_S = 10.0
 CREATED_POLL_S = 0.02
 EARLIEST = OffsetSpec.earliest()
 LATEST = OffsetSpec.latest()
+SHARED_S = 5.0
 _T = TypeVar("_T")
+_shared: dict[str, tuple[float, AdminClient]] = {}
+"""By configuration, the client that was made last, and when."""
 
 
 def wait_for_broker(
@@ -35,6 +39,7 @@ def wait_for_broker(
         try:
             client.list_topics(topic="__consumer_offsets", timeout=min(1.0, max(left, 0.01)))
         except ck.KafkaException as error:
+            _shared.pop(str(kafka), None)
             unavailable = named(error, doing="waiting for the broker", kafka=kafka)
             if not isinstance(unavailable, BrokerUnavailable) or (deadline and time.monotonic() >= deadline):
                 raise unavailable from None
@@ -128,16 +133,27 @@ def _describe(client: AdminClient, topic: str, *, kafka: KafkaConfig) -> Any:
 
 
 def _client(kafka: KafkaConfig) -> AdminClient:
-    """A client for a few questions; it must be kept until their answers are there. Raises OptionRefused."""
-    try:
-        return AdminClient(settings(kafka, required={}, quiet=True))
-    except ck.KafkaException as error:
-        options = ", ".join(kafka.options)
-        raise OptionRefused(f"kafka.options ({options}): {error.args[0].str()}; correct it or leave it out") from None
+    """A client for a few questions; it must be kept until their answers are there. Raises OptionRefused.
+
+    Questions that follow each other share one: connecting takes ten times as long as an answer. It is kept neither long
+    nor after a failure: a client may go on failing when the broker is back.
+    """
+    key = str(kafka)
+    made_s, client = _shared.get(key, (-math.inf, None))
+    if client is None or time.monotonic() - made_s > SHARED_S:
+        try:
+            client = AdminClient(settings(kafka, required={}, quiet=True))
+        except ck.KafkaException as error:
+            options = ", ".join(kafka.options)
+            reason = error.args[0].str()
+            raise OptionRefused(f"kafka.options ({options}): {reason}; correct it or leave it out") from None
+        _shared[key] = (time.monotonic(), client)
+    return client
 
 
 def _result(future: Future[_T], *, doing: str, kafka: KafkaConfig) -> _T:
     try:
         return future.result()
     except ck.KafkaException as error:
+        _shared.pop(str(kafka), None)
         raise named(error, doing=doing, kafka=kafka) from None

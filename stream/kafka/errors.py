@@ -65,6 +65,7 @@ _UNAVAILABLE = {
     ck.KafkaError.NOT_COORDINATOR,
     ck.KafkaError.BROKER_NOT_AVAILABLE,
     ck.KafkaError.UNSTABLE_OFFSET_COMMIT,
+    ck.KafkaError._NOENT,  # an admin client that has not heard yet who leads a partition
 }
 _MISSING = {
     ck.KafkaError.UNKNOWN_TOPIC_OR_PART,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from stream.config import Config, LabelConfig, SessionConfig
+from stream.config import Config, EventsConfig, FeatureConfig, FieldsConfig, LabelConfig, SessionConfig
 from stream.journal import (
     Advance,
     CommitMetadata,
@@ -236,3 +236,21 @@ def test_a_replay_starts_at_the_last_entry_before_its_position() -> None:
     entries = [JournalEntry(i, msgspec.structs.replace(RECORD, resume=resume)) for i, resume in enumerate((10, 20, 20))]
     found = [entry_at(entries, position) for position in (9, 10, 19, 20, 99)]
     assert [entry and entry.offset for entry in found] == [None, 0, 0, 2, 2]
+
+
+class _LaterEvents(EventsConfig, frozen=True):
+    """The section as a later version may have it."""
+
+    added: int = 0
+
+
+def test_a_key_that_a_later_version_adds_changes_the_parameters_only_when_it_is_set() -> None:
+    def parameters(events: EventsConfig, *, feature: str = "a") -> Parameters:
+        return Parameters.of(Config(events=events, features=(FeatureConfig(name=feature, group="g"),)))
+
+    now = parameters(EventsConfig(max_bytes=7))
+    assert parameters(_LaterEvents(max_bytes=7)) == now
+    assert parameters(_LaterEvents(max_bytes=7, added=1)) != now
+    assert parameters(EventsConfig(max_bytes=8)) != now
+    assert parameters(EventsConfig(max_bytes=7, fields=FieldsConfig(key="k"))) != now
+    assert parameters(EventsConfig(max_bytes=7), feature="b") != now
