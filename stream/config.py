@@ -84,10 +84,21 @@ class FieldsConfig(Section, frozen=True):
     request_id: str | None = "request_id"
 
 
+class RegistryConfig(Section, frozen=True):
+    """The schema registry (Confluent's API) of Avro records."""
+
+    url: str = "http://localhost:8081"
+    options: dict[str, str] = {}
+    """Further options of Confluent's client (basic.auth.user.info, ssl.ca.location)."""
+
+
 class EventsConfig(Section, frozen=True):
     """How a record of `interactions` is read."""
 
-    format: Literal["json"] = "json"
+    format: Literal["json", "avro"] = "json"
+    """avro: with a schema registry, in Confluent's wire format."""
+    registry: RegistryConfig = RegistryConfig()
+    """Only for avro."""
     fields: FieldsConfig = FieldsConfig()
     time_unit: Literal["ms", "s"] = "ms"
     impressions: tuple[str, ...] = ("impression",)

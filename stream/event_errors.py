@@ -34,18 +34,23 @@ def fault_of(value: bytes, error: Exception, *, time_path: str) -> Fault:
     if isinstance(error, RecursionError):
         raise error
     if not isinstance(error, msgspec.ValidationError):
-        return Fault("malformed", _one_line(f"$: {error}"))
+        return Fault("malformed", one_line(f"$: {error}"))
     try:
         msgspec.json.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError) as broken:
         if not isinstance(broken, msgspec.ValidationError):
-            return Fault("malformed", _one_line(f"$: {broken}"))
+            return Fault("malformed", one_line(f"$: {broken}"))
+    return validation_fault(error, time_path=time_path)
+
+
+def validation_fault(error: msgspec.ValidationError, *, time_path: str) -> Fault:
+    """A field that has not its type; `time` where it is that of the time."""
     match = AT.match(str(error))
     message, path = (match[1], match[2] or "$") if match else (str(error), "$")
     if missing := MISSING.match(message):
         path, message = f"{path}.{missing[1]}", "required, but missing"
     reason = "time" if path == f"$.{time_path}" else "schema"
-    return Fault(reason, _one_line(f"{path}: {message}"))
+    return Fault(reason, one_line(f"{path}: {message}"))
 
 
 def too_deep(value: bytes) -> bool:
@@ -64,5 +69,6 @@ def too_deep(value: bytes) -> bool:
     return False
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Short enough for a header, without line breaks."""
     return " ".join(text.replace("`", "").replace(" | null", "").split())[:500]

@@ -90,6 +90,8 @@ class EventSchema:
         self.types: dict[str, str] = {}
         """What stands at each path, by the names of TYPES; `list[float,N]` has N numbers."""
         struct = self._build(self._root, prefix="", steps=())
+        self.struct = struct
+        """What a record of any format becomes."""
         self.decoder: msgspec.json.Decoder[msgspec.Struct] = msgspec.json.Decoder(struct)
 
     def column(self, events: Sequence[msgspec.Struct], path: str) -> list[Any]:

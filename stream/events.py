@@ -24,6 +24,7 @@ from stream.hashing import hash_ids
 from stream.records import RecordBlock, Rejected, take_records
 
 if TYPE_CHECKING:
+    from stream.avro import AvroRecords
     from stream.event_columns import EventColumns
 
 __all__ = ["EVENT", "IMPRESSION", "Decoded", "Decoder", "EventBlock"]
@@ -38,9 +39,10 @@ class Decoded:
 
 
 class Decoder:
-    """Decodes blocks of JSON records; whatever the bytes are, a record comes out as an event or as quarantined.
+    """Decodes blocks of JSON or Avro records; whatever the bytes are, a record comes out as an event or as quarantined.
 
-    Raises ConfigError where the configured paths contradict each other.
+    Raises ConfigError where the configured paths contradict each other. With Avro, `decode` raises RegistryUnavailable
+    where a schema is not known yet and the registry gives no answer: that is no fault of the records.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Decoder:
             _quick, events, self._schema, features=features, labels=labels, max_ahead_ms=max_ahead_ms
         )
         self._quick: EventColumns | None = None
+        self._avro = _avro(events, self._schema) if events.format == "avro" else None
 
     def no_impressions(self) -> ImpressionColumns:
         """Columns of no rows, with the shapes that blocks will have."""
@@ -69,6 +72,8 @@ class Decoder:
 
     def decode(self, block: RecordBlock) -> Decoded:
         """Split a block into events and quarantined records."""
+        if self._avro is not None:
+            return self._decode_each(block)
         if self._quick is None and warm.ready():
             self._quick = self._make_quick()
         if self._quick is None:
@@ -86,6 +91,8 @@ class Decoder:
         events = [struct for struct in structs if struct is not None]
         found = self._examine(events, block=block, places=places)
         if found:
+            if self._avro is not None:
+                found = {i: self._avro.named(fault, block.values[places[i]] or b"") for i, fault in found.items()}
             faults |= {places[i]: fault for i, fault in found.items()}
             places = [place for i, place in enumerate(places) if i not in found]
             events = [event for i, event in enumerate(events) if i not in found]
@@ -95,6 +102,8 @@ class Decoder:
     def _parse(self, values: Sequence[bytes | None]) -> tuple[list[msgspec.Struct | None], dict[int, Fault]]:
         """Decode every record by itself: measured faster than one array of all, and nothing can leak across."""
         faults = self._unreadable(values)
+        if self._avro is not None:
+            return self._parse_avro(values, self._avro, faults)
         readable = [b"" if value is None or i in faults else value for i, value in enumerate(values)]
         structs: list[msgspec.Struct | None] = []
         rest = iter(readable)
@@ -108,6 +117,17 @@ class Decoder:
                 structs.append(None)
         return structs, faults
 
+    def _parse_avro(
+        self, values: Sequence[bytes | None], avro: AvroRecords, faults: dict[int, Fault]
+    ) -> tuple[list[msgspec.Struct | None], dict[int, Fault]]:
+        structs: list[msgspec.Struct | None] = []
+        for i, value in enumerate(values):
+            found = faults[i] if value is None or i in faults else avro.decode(value)
+            if isinstance(found, Fault):
+                faults[i] = found
+            structs.append(None if isinstance(found, Fault) else found)
+        return structs, faults
+
     def _unreadable(self, values: Sequence[bytes | None]) -> dict[int, Fault]:
         """Records that are not even tried; a nesting takes two bytes a level, so short ones cannot be too deep."""
         faults = {}
@@ -119,7 +139,7 @@ class Decoder:
                 faults[i] = Fault("malformed", "$: the record has no value")
             elif len(value) > self._config.max_bytes:
                 faults[i] = Fault("too_large", f"{len(value)} bytes, events.max_bytes is {self._config.max_bytes}")
-            elif too_deep(value):
+            elif self._avro is None and too_deep(value):
                 faults[i] = TOO_DEEP
         return faults
 
@@ -206,6 +226,14 @@ def _quick(events: EventsConfig, schema: EventSchema, **sections: Any) -> EventC
     from stream.event_columns import EventColumns
 
     return EventColumns(events, schema, **sections)
+
+
+def _avro(events: EventsConfig, schema: EventSchema) -> AvroRecords:
+    """Imports fastavro and the registry's client, which nobody needs who reads JSON."""
+    from stream.avro import AvroRecords
+    from stream.kafka.registry import registry_of
+
+    return AvroRecords(events, into=schema.struct, schema_of=registry_of(events.registry).schema)
 
 
 def _unknown_type(path: str, name: str) -> Fault:

@@ -18,6 +18,7 @@ from threading import Event
 
 import numpy as np
 
+from stream.avro_schema import record_encoder
 from stream.config import Config, ConfigError
 from stream.event_json import EventRenderer
 from stream.faults import MALFORMED, FaultOptions, Faults, Sending
@@ -127,6 +128,7 @@ class _Run:
     ) -> None:
         self._options, self._writer, self._clock, self._sleep = options, writer, clock, sleep
         self._topic = config.topics.interactions
+        self._encode = record_encoder(config)
         self._kinds = [IMPRESSION, *(k for k in (CLICK, PURCHASE) if _WHAT[k] in config.events.engagements)]
         self._began_ms = clock()
         self._start_ms = _start_ms(options, now_ms=self._began_ms)
@@ -213,7 +215,7 @@ class _Run:
                 self._wait_until(sending.at_ms)
                 if stop.is_set():
                     return
-            self._writer.send(self._topic, sending.value, key=sending.key)
+            self._writer.send(self._topic, self._encode(sending.value), key=sending.key)
             self._count(sending)
 
     def _count(self, sending: Sending) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from recd.audit.avro import AvroReader
 from recd.audit.fields import Reasons, fields_of, path_of
 from recd.audit.repeats import Repeats
 from stream.config import Config
@@ -45,6 +46,8 @@ class EventReader:
         self._repeats = Repeats(demands)
         paths = dict.fromkeys(one.path for one in demands)
         struct, attributes = _struct([tuple(path.split(".")) for path in paths])
+        self._struct = struct
+        self._avro = AvroReader(config) if events.format == "avro" else None
         self._decode = msgspec.json.Decoder(struct).decode
         getters = {path: _getter(attributes[tuple(path.split("."))]) for path in paths}
         self._key, self._time, self._type, self._item = (
@@ -59,6 +62,11 @@ class EventReader:
         """The event of a record, whose time may be `latest_ms` at most, or what is wrong with it."""
         if value is not None and len(value) > self._events.max_bytes:
             return frozenset({"too_large"})
+        if self._avro is None:
+            return self._read_json(value, offset=offset, latest_ms=latest_ms)
+        return self._read_avro(value, self._avro, offset=offset, latest_ms=latest_ms)
+
+    def _read_json(self, value: bytes | None, *, offset: int, latest_ms: int) -> Event | Reasons:
         if value is None or _is_too_deep(value):
             return frozenset({"malformed"})
         try:
@@ -74,6 +82,17 @@ class EventReader:
         if reasons:
             return frozenset(reasons | _malformed(value))
         return self._event(found, offset=offset)
+
+    def _read_avro(self, value: bytes | None, avro: AvroReader, *, offset: int, latest_ms: int) -> Event | Reasons:
+        record = None if value is None else avro.read(value)
+        if record is None:
+            return frozenset({"malformed"})
+        try:
+            found = msgspec.convert(record, self._struct)
+        except msgspec.ValidationError:
+            return frozenset({"schema", "time"})
+        reasons = self._unfit(found) or self._refused(found, latest_ms=latest_ms)
+        return frozenset(reasons) if reasons else self._event(found, offset=offset)
 
     def _event(self, found: Any, *, offset: int) -> Event:
         kind = self._type(found)

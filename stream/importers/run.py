@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 import xxhash
 
+from stream.avro_schema import record_encoder
 from stream.config import Config
 from stream.importers.options import FileReport, ImportOptions
 from stream.importers.progress import (
@@ -56,7 +57,7 @@ class FileImport:
         self._reader = RowReader(config, path, opened, order=self._order, options=options)
         definition = f"{format_.definition}/{self._order}"
         self._key = import_key(config, identity=opened.source.identity, definition=definition)
-        self._render = event_writer(config.events)
+        self._render, self._encode = event_writer(config.events), record_encoder(config)
         self._writer = TransactionalWriter(
             config.kafka,
             transactional_id=f"recd-import-{xxhash.xxh3_64_hexdigest(self._key.encode())}",
@@ -151,7 +152,7 @@ class FileImport:
         self._begin()
         reader, tally, most = self._reader, self._tally, self._config.events.max_bytes
         events = reader.events(row, tally)
-        values = [self._render(event) for event in events]
+        values = [self._encode(self._render(event)) for event in events]
         if values and (size := max(map(len, values))) > most:
             reader.reject(row, BadRowError("too large", f"{size} bytes, events.max_bytes is {most}"), tally)
             return
