@@ -18,7 +18,7 @@ from tests.storm.plan import Round
 from tests.storm.worker import Order
 from tests.stream.rig import AppProcess, Rig
 
-PATIENCE_S = 90.0
+PATIENCE_S = 180.0
 FENCED = ("lost", "trouble", "the data path starts again")
 """What a worker says that finds out that it was left behind."""
 

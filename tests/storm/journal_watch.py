@@ -51,6 +51,11 @@ class JournalWatch:
         """A worker was killed."""
         self._losses.append(Loss(at_ms, partitions))
 
+    def all_went_on(self, *, since_ms: int, partitions: int) -> bool:
+        """Whether each partition has a commit that was made since then."""
+        last = (self._seen[p][-1:] for p in range(partitions))
+        return all(seen and seen[0].made_ms > since_ms for seen in last)
+
     def recoveries_ms(self) -> list[int]:
         """Per kill and partition: from the kill to the first commit of a successor that a reader could see."""
         found = []

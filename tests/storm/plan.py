@@ -12,6 +12,8 @@ from tests.storm.worker import POINTS_OF_A_REBALANCE, POINTS_OF_A_TRANSACTION
 ROUNDS = (("consumer", False), ("consumer", True), ("classic", False), ("classic", True))
 """Group protocol, and whether the members are static."""
 WORKERS = (1, 3, 2)
+CALM = 0.7
+"""Fraction of the blows that wait until all is well again; the others meet a recovery."""
 MOST_IN_FLIGHT_MS = 4.0
 MOST_IN_REBUILD_MS = 60.0
 
@@ -52,6 +54,8 @@ class Blow:
     delay_ms: float
     pause_s: float
     """Between the blow before and this one."""
+    calm: bool
+    """Only after every partition committed something since the blow before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,4 +136,5 @@ def _blow(chance: random.Random, kind: Kind, *, most_pause_s: float) -> Blow:
         point, most_ms = chance.choice(POINTS_OF_A_TRANSACTION), MOST_IN_FLIGHT_MS
     delay_ms = round(chance.choice([0.0, chance.random() * most_ms]), 3)
     count = chance.randrange(1, 4) if kind is Kind.KILL_IN_TRANSACTION else 1
-    return Blow(kind, chance.random(), point, count, delay_ms, round(chance.random() * most_pause_s, 3))
+    pause_s, calm = round(chance.random() * most_pause_s, 3), chance.random() < CALM
+    return Blow(kind, chance.random(), point, count, delay_ms, pause_s, calm)

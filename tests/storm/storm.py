@@ -80,6 +80,7 @@ class Storm:
         self._began_s = time.monotonic()
         self._say = say
         self._logs: set[str] = set()
+        self._struck_ms = 0
         self.tally = Tally(seed)
 
     def run(self, rounds: Sequence[Round]) -> Tally:
@@ -116,13 +117,20 @@ class Storm:
             self._crew.resize(phase.workers)
             self._tell(f"{round_.name}: {phase.workers} workers")
             for blow in phase.blows:
+                if blow.calm:
+                    self._crew.wait(self._all_is_well, "commit of every partition")
                 time.sleep(blow.pause_s)
                 self._strike(blow)
                 self._crew.fill()
+                self._struck_ms = now_ms()
         if last:
             self._settle()
         self._crew.stop()
         self._logs |= self._crew.names
+
+    def _all_is_well(self) -> bool:
+        partitions = self._rig.config.topics.partitions
+        return self._watch.all_went_on(since_ms=self._struck_ms, partitions=partitions)
 
     def _strike(self, blow: Blow) -> None:
         match blow.kind:
