@@ -254,6 +254,9 @@ class SessionConfig(Section, frozen=True):
     max_events: Positive = 10_000
     max_ahead_ms: Positive = 60_000
     """An event dated later than its record's own timestamp by more than this is quarantined."""
+    keep_negatives: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    """Share of the samples without a true label that are kept, each with the weight 1 / share, which the trainer uses;
+    the others are counted and left out. A sample's id decides, so a replay keeps the same ones."""
     idle_after_ms: Positive = 1_000
     """How long the end of a partition must last before the watermark grows by the time elapsed."""
 

@@ -26,6 +26,7 @@ class Counters:
     quarantined: int = 0
     sessions_closed: int = 0
     samples: int = 0
+    sampled_out: int = 0
     positives: int = 0
     batches: int = 0
     batch_bytes: int = 0

@@ -42,6 +42,7 @@ class SessionParameters(msgspec.Struct, frozen=True):
     max_duration_ms: int
     max_events: int
     max_ahead_ms: int
+    keep_negatives: float = 1.0
 
     @staticmethod
     def of(session: SessionConfig) -> SessionParameters:

@@ -21,6 +21,7 @@ COUNTERS = {
     "quarantined": "Records written to the quarantine topic.",
     "sessions_closed": "Sessions closed.",
     "samples": "Samples written.",
+    "sampled_out": "Impressions without a true label that are left out of the samples.",
     "positives": "Samples whose first label is true.",
     "batches": "Batches written.",
     "batch_bytes": "Bytes of batches, before compression.",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dedup_cache import sample_id
 from dedup_cache.arrays import AnyArray, Int64
 from stream.columns import GroupAssembler, ImpressionColumns
 from stream.config import Config, EventsConfig, FeatureConfig, LabelConfig, SessionConfig
@@ -16,6 +17,7 @@ from stream.event_store import EventStore
 from stream.events import IMPRESSION, Decoder, EventBlock
 from stream.labels import ClosedEvents, label_kinds, label_matrix, match
 from stream.records import CommitPoint, PipelineCounts, PipelineOutput, RecordBlock, Rejected, SampleBlock
+from stream.sampling import sample_negatives
 from stream.session_features import SessionFeatures
 from stream.sessions import DUPLICATE, FULL, LATE, OpenSessions, PartitionSessions, Placement, RestoreError
 
@@ -198,11 +200,13 @@ class PartitionPipeline:
         unmatched = np.flatnonzero((closed.rows["kind"] != IMPRESSION) & (matched < 0))
         late = self._late(placement, unmatched=closed.rows["offset"][unmatched], session=closed.session[unmatched])
         samples = self._samples(closed, matched=matched)
+        num_samples = samples.num_samples if samples else 0
         self._store.release(np.concatenate([placement.closed_offsets, placement.dropped_offsets]))
         counts += PipelineCounts(
             duplicates=int(np.count_nonzero(placement.dropped_reasons == DUPLICATE)),
             sessions_closed=placement.closed_lengths.shape[0],
-            samples=samples.num_samples if samples else 0,
+            samples=num_samples,
+            sampled_out=int(np.count_nonzero(closed.rows["kind"] == IMPRESSION)) - num_samples,
             positives=_positives(samples),
             late=len(late),
         )
@@ -226,20 +230,27 @@ class PartitionPipeline:
         rows = closed.rows[is_sample]
         if not rows.shape[0]:
             return None
+        labels = label_matrix(closed, matched=matched, carries=self._label_kinds)[is_sample]
+        share = self._config.session.keep_negatives
+        sampled = sample_negatives(sample_id(self._partition, rows["offset"]), labels=labels, share=share)
+        kept = np.flatnonzero(sampled.kept)
+        if not kept.size:
+            return None
+        rows = rows[kept]
         features = SessionFeatures(closed, matched=matched)
+        dense, lists = features.dense(self._config.features), features.lists(self._config.features)
         columns = self._store.impressions(rows["offset"])
-        labels = label_matrix(closed, matched=matched, carries=self._label_kinds)
         return SampleBlock(
             offsets=np.ascontiguousarray(rows["offset"]),
             event_times_ms=np.ascontiguousarray(rows["time_ms"]),
             append_times_ms=np.ascontiguousarray(rows["append_ms"]),
-            labels=labels[is_sample],
-            weights=np.ones(rows.shape[0], np.float32),
+            labels=labels[kept],
+            weights=sampled.weights[kept],
             scores=columns.scores,
             groups=self._assembler.assemble(
                 columns,
-                dense=features.dense(self._config.features),
-                lists=features.lists(self._config.features),
+                dense={name: column[kept] for name, column in dense.items()},
+                lists={name: column.select(kept) for name, column in lists.items()},
             ),
         )
 

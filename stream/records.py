@@ -84,6 +84,8 @@ class PipelineCounts:
     duplicates: int = 0
     sessions_closed: int = 0
     samples: int = 0
+    sampled_out: int = 0
+    """Impressions whose session closed, but which `session.keep_negatives` leaves out."""
     positives: int = 0
     late: int = 0
     quarantined: int = 0

@@ -21,6 +21,7 @@ APPEND_MS = 10_000
 SEEDS = 300
 CONFIGS = {
     "plain": (),
+    "sampled": ("session.keep_negatives=0.4",),
     "by item": ("events.fields.impression_id=null", "events.fields.event_id=null"),
     "nested, seconds": ("events.time_unit=s", "events.fields.key=user.id", "events.fields.item=user.item"),
 }
@@ -115,16 +116,19 @@ def _compare(config: Config, records: list[bytes | None], advances: list[tuple[i
 
 
 def _agree(found: Any, view: PartitionView, *, num_records: int) -> None:
-    samples, late, quarantined, duplicates, pipeline = found
+    samples, late, quarantined, duplicates, sampled_out, pipeline = found
+    assert len(view.expected.sampled_out) == sampled_out
     expected = sorted(view.expected.due)
-    assert [(due.offset, due.time_ms, due.labels) for due in expected] == samples
+    assert [(due.offset, due.time_ms, due.labels, pytest.approx(due.weight)) for due in expected] == samples
     assert {offset: gone.reason for offset, gone in view.expected.late.items()} == late
     assert view.quarantined.keys() == quarantined.keys()
     assert all(reason in view.quarantined[offset] for offset, reason in quarantined.items())
     assert view.expected.duplicates == duplicates
     still_open = view.expected.open_impressions + view.expected.open_engagements
     assert (still_open > 0) == (pipeline.open_sessions > 0)
-    verdicts = len(samples) + len(late) + len(quarantined) + duplicates + view.expected.joined + still_open
+    verdicts = (
+        len(samples) + sampled_out + len(late) + len(quarantined) + duplicates + view.expected.joined + still_open
+    )
     assert verdicts == view.records == num_records
 
 
@@ -186,6 +190,7 @@ def _other_session(rng: random.Random, session: SessionConfig) -> SessionConfig:
         "max_duration_ms": (60, 300, 1_000),
         "max_events": (1, 2, 5, 100),
         "max_ahead_ms": (1_000, 10**11),
+        "keep_negatives": (0.2, 0.7, 1.0),
     }
     names = rng.sample(sorted(choices), rng.randint(1, len(choices)))
     return msgspec.structs.replace(session, **{name: rng.choice(choices[name]) for name in names})
@@ -222,7 +227,7 @@ def _compare_from(config: Config, records: list[bytes | None], advances: list[tu
     later = {due.offset: due for due in whole.expected.due}
     for due in part.expected.due:
         assert due == later[due.offset]
-    already = {offset for offset, _, _ in _run_pipeline(config, records[:cut], list(early))[0]}
+    already = {offset for offset, *_ in _run_pipeline(config, records[:cut], list(early))[0]}
     missing = later.keys() - already - {due.offset for due in part.expected.due}
     assert not missing
     assert not already & {due.offset for due in part.expected.due}
@@ -258,10 +263,12 @@ def _found(outputs: list[PipelineOutput], pipeline: PartitionPipeline) -> Any:
     samples = []
     for block in (output.samples for output in outputs if output.samples is not None):
         labels = [tuple(row) for row in block.labels.tolist()]
-        samples += list(zip(block.offsets.tolist(), block.event_times_ms.tolist(), labels, strict=True))
+        columns = (block.offsets.tolist(), block.event_times_ms.tolist(), labels, block.weights.tolist())
+        samples += list(zip(*columns, strict=True))
     late = {r.offset: r.reason for output in outputs for r in output.late}
     quarantined = {r.offset: r.reason for output in outputs for r in output.quarantined}
-    return samples, late, quarantined, sum(output.counts.duplicates for output in outputs), pipeline
+    duplicates = sum(output.counts.duplicates for output in outputs)
+    return samples, late, quarantined, duplicates, sum(output.counts.sampled_out for output in outputs), pipeline
 
 
 def _run_audit(config: Config, records: list[bytes | None], advances: list[tuple[int, int]]) -> Any:
@@ -271,7 +278,7 @@ def _run_audit(config: Config, records: list[bytes | None], advances: list[tuple
 
 
 def _follow(config: Config, records: list[bytes | None], steps: list[Step], *, begin: int) -> Any:
-    audit = PartitionAudit(config, begin=begin, before=steps, after=steps)
+    audit = PartitionAudit(config, partition=0, begin=begin, before=steps, after=steps)
     for offset, value in enumerate(records[begin:], begin):
         audit.add(Message("interactions", 0, offset, APPEND_MS, None, value))
     return audit.finish()

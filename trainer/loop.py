@@ -176,7 +176,8 @@ class TrainingLoop:
     def _judge(self, fed: FedBatch, logits: torch.Tensor, loss: torch.Tensor) -> np.ndarray:
         """Progressive evaluation; NonFiniteLoss before anything is learned from a batch that has none."""
         batch = fed.tensors
-        self._loss, self._loss_samples = float(loss.detach()) / fed.num_samples, fed.num_samples
+        weight = float(batch.weights.sum()) or 1.0
+        self._loss, self._loss_samples = float(loss.detach()) / weight, fed.num_samples
         sums = self._trained.evaluation.add(
             torch.sigmoid(logits.detach()).cpu().numpy(),
             labels=batch.labels.numpy(),

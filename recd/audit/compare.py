@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from recd.audit.partition import PartitionView
@@ -38,6 +39,7 @@ class Comparison:
             self.counts[name] += getattr(view, name)
         for name in ("joined", "duplicates", "open_impressions", "open_engagements"):
             self.counts[name] += getattr(view.expected, name)
+        self.counts["sampled_out"] += len(view.expected.sampled_out)
 
     def finish(self, views: dict[int, PartitionView]) -> None:
         """What is left over belongs nowhere, unless it is older than what can be judged."""
@@ -95,6 +97,9 @@ class Comparison:
             if row.labels != due.labels:
                 detail = f"labels {list(row.labels)} in {self._place(row)}, its session says {list(due.labels)}"
                 self._offend("wrong_label", partition, due.offset, detail)
+            if not math.isclose(row.weight, due.weight, rel_tol=1e-6):
+                detail = f"weight {row.weight} in {self._place(row)}, expected {due.weight}"
+                self._offend("wrong_weight", partition, due.offset, detail)
             if row.time_ms != due.time_ms:
                 detail = f"time {row.time_ms} in {self._place(row)}, the event says {due.time_ms}"
                 self._offend("wrong_time", partition, due.offset, detail)
@@ -177,6 +182,8 @@ def compare_training(cut: Cut, samples: Samples, *, topic: str, offences: Offenc
 def _instead(view: PartitionView, offset: int) -> str:
     if late := view.expected.late.get(offset):
         return f"the event is late ({late.reason})"
+    if offset in view.expected.sampled_out:
+        return "it is a negative that is left out"
     if reasons := view.quarantined.get(offset):
         return f"the record is not an event ({', '.join(sorted(reasons))})"
     return "it is no impression that is due"

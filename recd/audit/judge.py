@@ -56,7 +56,8 @@ def _views(config: Config, *, before: dict[int, list[Step]], after: dict[int, li
     topic = config.topics.interactions
     begin, ends = begin_offsets(config.kafka, topic), end_offsets(config.kafka, topic)
     audits = {
-        p: PartitionAudit(config, begin=begin[p], before=before.get(p, []), after=after.get(p, [])) for p in begin
+        p: PartitionAudit(config, partition=p, begin=begin[p], before=before.get(p, []), after=after.get(p, []))
+        for p in begin
     }
     for message in read_topic(config, topic, starts=begin, ends=ends):
         audits[message.partition].add(message)
@@ -66,7 +67,7 @@ def _views(config: Config, *, before: dict[int, list[Step]], after: dict[int, li
 def _report(config: Config, comparison: Comparison, *, cut: Cut, samples: Samples) -> AuditReport:
     counts, offences = comparison.counts, comparison.offences
     verdicts = ("once", "twice", "never", "joined", "open_impressions", "open_engagements", "duplicates", "unread")
-    accounted = sum(counts[name] for name in (*verdicts, "unsettled", "expired"))
+    accounted = sum(counts[name] for name in (*verdicts, "sampled_out", "unsettled", "expired"))
     accounted += comparison.late.total() + comparison.quarantined.total()
     if accounted != counts["records"]:
         detail = f"{counts['records']} records, {accounted} verdicts"
@@ -81,6 +82,7 @@ def _report(config: Config, comparison: Comparison, *, cut: Cut, samples: Sample
         in_batches_once=counts["once"],
         in_batches_twice=counts["twice"],
         in_batches_never=counts["never"],
+        sampled_out=counts["sampled_out"],
         joined=counts["joined"],
         open_impressions=counts["open_impressions"],
         open_engagements=counts["open_engagements"],

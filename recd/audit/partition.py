@@ -43,7 +43,9 @@ class PartitionAudit:
     between them may be found in the outputs or not. Processing ends where the journal's last step ends.
     """
 
-    def __init__(self, config: Config, *, begin: int, before: Sequence[Step], after: Sequence[Step]) -> None:
+    def __init__(
+        self, config: Config, *, partition: int, begin: int, before: Sequence[Step], after: Sequence[Step]
+    ) -> None:
         self._reader = EventReader(config)
         self._steps = list(after)
         self._rules = after[0].rules if after else Rules(*(getattr(config.session, name) for name in Rules._fields))
@@ -56,7 +58,11 @@ class PartitionAudit:
         self._judged_from = self.start if first is None or is_whole else first.resume
         self._is_judging = is_whole
         self._sessions = PartitionSessions(
-            config.labels, rules=self._rules, watermark_ms=watermark_ms, is_judging=is_whole
+            config.labels,
+            partition=partition,
+            rules=self._rules,
+            watermark_ms=watermark_ms,
+            is_judging=is_whole,
         )
         self._advances = _advances_from(self.start, after)
         self._settled = len(_advances_from(self.start, before))

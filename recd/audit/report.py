@@ -21,6 +21,7 @@ MEANING = {
     "twice_rejected": "records that stand in late or quarantine more than once",
     "trained_twice": "samples more in the cut than in the batches before its positions",
     "wrong_label": "samples whose labels are not what their session says",
+    "wrong_weight": "samples whose weight does not make up for the negatives that were left out",
     "wrong_time": "samples with another event time than their impression",
     "wrong_order": "samples that stand before an earlier one of their partition",
     "wrong_partition": "batches in the wrong partition",
@@ -49,8 +50,8 @@ class Offender:
 class AuditReport:
     """Every record of `interactions` under one verdict, every sample under one fate. All are numbers of records.
 
-    events = in_batches_once + in_batches_twice + in_batches_never + joined + open_impressions + open_engagements
-    + late + quarantined + duplicates + unread + unsettled + expired.
+    events = in_batches_once + in_batches_twice + in_batches_never + sampled_out + joined + open_impressions
+    + open_engagements + late + quarantined + duplicates + unread + unsettled + expired.
     """
 
     events: int
@@ -65,6 +66,8 @@ class AuditReport:
     in_batches_once: int
     in_batches_twice: int
     in_batches_never: int
+    sampled_out: int
+    """Impressions without a true label that `session.keep_negatives` leaves out."""
     joined: int
     """Engagements that found their impression."""
     open_impressions: int
@@ -146,10 +149,11 @@ def format_report(report: AuditReport) -> str:
     r = report
     kinds = f"{r.impressions:,} impressions, {r.engagements:,} engagements, {r.quarantined_total:,} quarantined"
     fates = f"{r.in_batches_once:,} in batches once, {r.in_batches_twice:,} twice, {r.in_batches_never:,} never"
+    left_out = f"{r.sampled_out:,} negatives left out; " if r.sampled_out else ""
     lines = [
         "audit",
         f"  events         {r.events:,}: {kinds}, {r.unread:,} not read yet",
-        f"  impressions    {r.due:,} due: {fates}; {r.open_impressions:,} still open",
+        f"  impressions    {r.due:,} due: {fates}; {left_out}{r.open_impressions:,} still open",
         f"  engagements    {r.joined:,} joined, {r.open_engagements:,} still open",
         f"  late           {r.late_total:,}{_by_reason(r.late)}",
         f"  quarantined    {r.quarantined_total:,}{_by_reason(r.quarantined)}",

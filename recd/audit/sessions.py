@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import xxhash
 
 from recd.audit.events import Event
+from recd.audit.sampling import negative_weight
 from stream.config import LabelConfig
 
 NO_WATERMARK = -(1 << 62)
@@ -21,6 +23,13 @@ class Rules(NamedTuple):
     max_duration_ms: int
     max_events: int
     max_ahead_ms: int
+    keep_negatives: float = 1.0
+
+    @staticmethod
+    def of(session: Mapping[str, Any]) -> Rules:
+        """From the journal; older records keep every negative. Raises KeyError, ValueError."""
+        share = float(session.get("keep_negatives", 1.0))
+        return Rules(**{name: int(session[name]) for name in Rules._fields[:-1]}, keep_negatives=share)
 
 
 class Due(NamedTuple):
@@ -31,6 +40,7 @@ class Due(NamedTuple):
     time_ms: int
     offset: int
     labels: tuple[float, ...]
+    weight: float
 
 
 class Late(NamedTuple):
@@ -58,6 +68,8 @@ class Expected:
 
     due: list[Due] = field(default_factory=list)
     late: dict[int, Late] = field(default_factory=dict)
+    sampled_out: set[int] = field(default_factory=set)
+    """Impressions that would be due, but are left out as negatives."""
     joined: int = 0
     """Engagements that found their impression."""
     duplicates: int = 0
@@ -75,8 +87,15 @@ class PartitionSessions:
     """
 
     def __init__(
-        self, labels: tuple[LabelConfig, ...], *, rules: Rules, watermark_ms: int, is_judging: bool = True
+        self,
+        labels: tuple[LabelConfig, ...],
+        *,
+        partition: int,
+        rules: Rules,
+        watermark_ms: int,
+        is_judging: bool = True,
     ) -> None:
+        self._partition = partition
         self._rules = rules
         self._labels = [frozenset(label.engagements) for label in labels]
         self.watermark_ms = watermark_ms
@@ -191,7 +210,15 @@ class PartitionSessions:
         for event in events:
             if event.is_impression:
                 labels = tuple(float(not wanted.isdisjoint(found[event.offset])) for wanted in self._labels)
-                self.expected.due.append(Due(close_ms, session.first_offset, event.time_ms, event.offset, labels))
+                self._come_due(event, close_ms, session.first_offset, labels)
+
+    def _come_due(self, event: Event, close_ms: int, first_offset: int, labels: tuple[float, ...]) -> None:
+        share = self._rules.keep_negatives
+        weight = 1.0 if 1.0 in labels else negative_weight(self._partition, event.offset, share=share)
+        if weight:
+            self.expected.due.append(Due(close_ms, first_offset, event.time_ms, event.offset, labels, weight))
+        else:
+            self.expected.sampled_out.add(event.offset)
 
     def _join(self, events: list[Event], close_ms: int) -> dict[int, set[str]]:
         """By impression, the types of the engagements that belong to it.

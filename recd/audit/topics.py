@@ -47,6 +47,7 @@ class Sample:
     batch_offset: int
     time_ms: int
     labels: tuple[float, ...]
+    weight: float
 
 
 @dataclass(slots=True)
@@ -96,7 +97,7 @@ def read_journal(config: Config) -> tuple[dict[int, list[Step]], list[Problem]]:
             found = json.loads(message.value or b"")
             if found["topic"] != source or found["topic_id"] != now_id:
                 continue
-            rules = Rules(*(int(found["parameters"]["session"][name]) for name in Rules._fields))
+            rules = Rules.of(found["parameters"]["session"])
             advances = tuple((int(position), int(watermark)) for position, watermark in found["advances"])
             step = Step(int(found["offset"]), int(found["watermark_ms"]), int(found["resume"]), advances, rules)
             steps.setdefault(int(found["partition"]), []).append(step)
@@ -122,7 +123,7 @@ def read_samples(config: Config) -> Samples:
 def _take_batch(samples: Samples, message: Message, *, config: Config, num_partitions: int) -> None:
     found = wire.read(message.value or b"")
     try:
-        ids, labels = found.arrays["sample_ids"], found.arrays["labels"]
+        ids, labels, weights = (found.arrays[name] for name in ("sample_ids", "labels", "weights"))
         times_ms = found.arrays["event_times_ms"].tolist()
         source = found.metadata["source_topic"]
     except KeyError as error:
@@ -136,9 +137,11 @@ def _take_batch(samples: Samples, message: Message, *, config: Config, num_parti
     positions = sample_position(ids)
     if set((positions.partition % num_partitions).tolist()) - {message.partition}:
         samples.problems.append(Problem("wrong_partition", *place, "holds samples of another partition's source"))
-    rows = zip(positions.partition.tolist(), positions.offset.tolist(), times_ms, labels.tolist(), strict=True)
-    for partition, offset, time_ms, row in rows:
-        sample = Sample(message.partition, message.offset, time_ms, tuple(row))
+    places = (positions.partition.tolist(), positions.offset.tolist())
+    for partition, offset, time_ms, row, weight in zip(
+        *places, times_ms, labels.tolist(), weights.tolist(), strict=True
+    ):
+        sample = Sample(message.partition, message.offset, time_ms, tuple(row), weight)
         samples.by_source.setdefault(partition, []).append((offset, sample))
 
 
