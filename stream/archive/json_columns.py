@@ -1,7 +1,7 @@
 """JSON records as columns, one per field, and back to the very same bytes.
 
-A record that is an object is taken apart into its fields; its shape (their order, and whether the writer put spaces
-behind separators) stands beside them. A column has the type of its values where they can be written back byte for byte
+A record that is an object is taken apart into its fields; its shape (their order, and the text between their values)
+stands beside them. A column has the type of its values where they can be written back byte for byte
 (numbers, texts, and lists of them), else it holds their JSON text. A record that cannot be put together again exactly
 as it was, or is no JSON object, stands as it is.
 """
@@ -9,7 +9,7 @@ as it was, or is no JSON object, stands as it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -22,6 +22,7 @@ OWN = "recd."
 """Columns whose names begin so are the archive's; a field of that name leaves its record as it is."""
 CODEC = b"recd.json"
 MAX_FIELDS = 500
+MAX_SHAPES = 4096
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _NULL = b"null"
 
@@ -89,9 +90,9 @@ def from_columns(table: pa.Table) -> list[bytes | None]:
         if shape is None:
             values.append(raw[row])
         else:
-            names, heads = _layout(shape)
-            parts = [part for head, name in zip(heads, names, strict=True) for part in (head, cells[name][row])]
-            values.append(b"".join([*parts, b"}"]) if parts else b"{}")
+            names, texts = _layout(shape)
+            parts = [part for text, name in zip(texts, names, strict=False) for part in (text, cells[name][row])]
+            values.append(b"".join([*parts, texts[-1]]))
     return values
 
 
@@ -118,27 +119,36 @@ def _shape(tokens: dict[str, bytes], value: bytes, *, known: dict[str, list[byte
         return None
     if len(known) + len(tokens) > MAX_FIELDS and len(known.keys() | tokens.keys()) > MAX_FIELDS:
         return None
-    for style in ("compact", "spaced"):
-        shape = _shape_text(style, tuple(tokens))
-        _, heads = _layout(shape)
-        parts = [part for head, token in zip(heads, tokens.values(), strict=True) for part in (head, token)]
-        if (b"".join([*parts, b"}"]) if parts else b"{}") == value:
-            return shape
-    return None
+    texts, at = [], 0
+    for name, token in tokens.items():
+        key = value.find(msgspec.json.encode(name), at)
+        start = value.find(token, key + len(name) + 2)
+        if key < 0 or start < 0:
+            return None
+        texts.append(value[at:start])
+        at = start + len(token)
+    shape = _shape_text(tuple(tokens), (*texts, value[at:]))
+    return shape if shape is not None and _together(shape, tokens.values()) == value else None
 
 
-@lru_cache(4096)
-def _shape_text(style: str, names: tuple[str, ...]) -> str:
-    return json.dumps([style, *names])
+@lru_cache(MAX_SHAPES)
+def _shape_text(names: tuple[str, ...], texts: tuple[bytes, ...]) -> str | None:
+    try:
+        return json.dumps([names, [text.decode() for text in texts]])
+    except UnicodeDecodeError:
+        return None
 
 
-@lru_cache(4096)
+@lru_cache(MAX_SHAPES)
 def _layout(shape: str) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
-    """(field names, what stands before each value)."""
-    style, *names = json.loads(shape)
-    codec, colon = (COMPACT, b":") if style == "compact" else (SPACED, b": ")
-    keys = [codec.encode(name) + colon for name in names]
-    return tuple(names), tuple((codec.separator if i else b"{") + key for i, key in enumerate(keys))
+    """(field names, the text before each value and behind the last)."""
+    names, texts = json.loads(shape)
+    return tuple(names), tuple(text.encode() for text in texts)
+
+
+def _together(shape: str, tokens: Iterable[bytes]) -> bytes:
+    _, texts = _layout(shape)
+    return b"".join([part for pair in zip(texts, tokens, strict=False) for part in pair] + [texts[-1]])
 
 
 def _own(name: str, array: pa.Array) -> tuple[pa.Field, pa.Array]:
