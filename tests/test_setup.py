@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -42,13 +41,12 @@ def test_unknown_set_of_packages(bare_checkout: Path) -> None:
     assert "RECD_SET is 'tpu': it can be cpu or gpu" in done.stderr
 
 
-def test_a_second_set_up_is_quick() -> None:
+def test_a_second_set_up_does_nothing() -> None:
     if not (ROOT / ".venv" / "recd-setup").exists():
         pytest.skip("this checkout was not set up by `make setup`")
     run_setup(ROOT)
-    begin = time.monotonic()
-    assert run_setup(ROOT).stdout == ""
-    assert time.monotonic() - begin < 2
+    again = run_setup(ROOT)
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("package_set", ["cpu", "gpu"])

@@ -10,16 +10,19 @@ import os
 import random
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from recd.embedded import EmbeddedKafka, EmbeddedRedis
 from stream.kafka import Writer
 from tests.storm.crew import StormWorker
 from tests.storm.worker import Order
-from tests.stream.rig import START_MS, Rig, traffic, wait_until
+from tests.stream.rig import START_MS, Rig, WorkerProcess, read_all, traffic, wait_until
 
 pytestmark = pytest.mark.kafka
 
@@ -200,6 +203,59 @@ def test_redis_stopped_flushed_and_started_again(
     generations = {batch.meta.generation for batch in rig.batches()}
     assert "" in generations
     assert len(generations - {""}) == 2, "a restarted Redis begins a new generation"
+
+
+def test_redis_asleep_flushed_and_back_from_an_old_snapshot(
+    tmp_path: Path, kafka: EmbeddedKafka, topic_prefix: str
+) -> None:
+    """Nothing waits for it, and no id ever names two values."""
+    with EmbeddedRedis(tmp_path / "redis", appendonly=False) as server:
+        rig = Rig(tmp_path, kafka=kafka.bootstrap, redis=server.url, prefix=topic_prefix).create()
+        with rig.worker() as worker:
+            more = partial(new_values, rig, worker)
+            more(0)
+            os.kill(server.pid, signal.SIGSTOP)
+            before = worker.state["counters"]["redis_errors"]
+            rig.publish(traffic(seed=50, sessions=30, start_ms=START_MS + 100_000, first_id=50_000, users=900))
+            worker.wait_drained()
+            assert worker.state["counters"]["redis_errors"] > before, "it went on while Redis did not answer"
+            os.kill(server.pid, signal.SIGCONT)
+            more(100)
+            redis_cli(server, "SAVE")
+            more(200)
+            server.kill()
+            server.start()
+            more(300)
+            redis_cli(server, "FLUSHALL")
+            more(400)
+        rig.close()
+    rig.check_exactly_once()
+    generations = {batch.meta.generation for batch in rig.batches()}
+    assert "" in generations
+    assert len(generations - {""}) == 3, "asleep: the same; from a snapshot: another; flushed: another"
+    values: dict[bytes | None, set[bytes | None]] = defaultdict(set)
+    for message in read_all(rig.config, rig.config.topics.values):
+        values[message.key].add(message.value)
+    assert values
+    assert all(len(named) == 1 for named in values.values())
+
+
+def new_values(rig: Rig, worker: WorkerProcess, first: int) -> None:
+    """Users that nobody has seen, until some of their values went by reference."""
+    shipped = worker.state["counters"]["values_shipped"] if worker.state else 0
+    for i in range(first + 1, first + 40):
+        start_ms, ids = START_MS + i * 4_000, i * 1_000
+        events = traffic(seed=i, sessions=8, start_ms=start_ms, first_id=ids)
+        rig.publish([{**e, "user_id": e["user_id"] + ids, "history": [ids + e["event_id"] % 3] * 30} for e in events])
+        worker.wait_drained()
+        if worker.state["counters"]["values_shipped"] > shipped:
+            return
+    raise AssertionError("no value by reference any more")
+
+
+def redis_cli(server: EmbeddedRedis, command: str) -> None:
+    with Redis.from_url(server.url) as client:
+        client.execute_command(command)
 
 
 def test_broker_stopped_and_started_again_while_running(
