@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -26,6 +27,8 @@ def main() -> None:
     logging.basicConfig(filename=folder / "storm.log")
     print(f"storm: seed {arguments.seed}, logs in {folder}", flush=True)
     tally = Storm(folder, seed=arguments.seed, say=lambda text: print(text, flush=True)).run(rounds)
+    if tally.clean and not arguments.dir:
+        shutil.rmtree(folder)
     print(json.dumps(tally.to_dict()), flush=True)
     sys.exit(0 if tally.clean else 1)
 
