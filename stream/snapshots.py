@@ -19,8 +19,8 @@ from stream.snapshot_format import BlobRef, Head, SnapshotRef, checksum, encode_
 OPEN_SHARE = 8
 """The log that a restore replays is at most this fraction of the events that it loads, or `every_events`."""
 MOST_SEGMENTS = 256
-SEGMENT_EVENTS = 200_000
-"""A transaction takes at most so many events into a segment; the rest has to wait for the next."""
+SEGMENT_EVENTS = 100_000
+"""A transaction takes at most so many events into a segment, lest it time out; the rest has to wait for the next."""
 
 
 @dataclass(frozen=True, slots=True)
