@@ -28,5 +28,6 @@ def is_cached() -> bool:
 
 def _has(kernel: Any, arguments: tuple[object, ...]) -> bool:
     given = tuple(numba.typeof(argument) for argument in arguments)  # type: ignore[no-untyped-call]
-    left_out = tuple(numba.types.Omitted(default) for default in kernel.py_func.__defaults__ or ())
+    omitted: Any = numba.types.Omitted
+    left_out = tuple(omitted(default) for default in kernel.py_func.__defaults__ or ())
     return kernel._cache.load_overload(given + left_out, kernel.targetctx) is not None  # noqa: SLF001
