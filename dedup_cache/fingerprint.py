@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
+from dedup_cache import compiled
 from dedup_cache.arrays import AnyInt, Float32, UInt32, UInt64
 from dedup_cache.jagged import Jagged, Rows, gather
 
@@ -45,6 +46,8 @@ class _Key:
 
 def fingerprints(rows: Rows, *, salt: bytes) -> UInt64:
     """Return uint64[U, 2], a 128-bit hash of every row over all its columns; see the module for the construction."""
+    if compiled.ready() and (prints := _compiled(rows, salt=salt)) is not None:
+        return prints
     a = np.zeros(rows.num_rows, np.uint64)
     b = np.zeros(rows.num_rows, np.uint64)
     width = rows.dense.shape[1]
@@ -60,6 +63,22 @@ def fingerprints(rows: Rows, *, salt: bytes) -> UInt64:
 def check_bits(prints: UInt64) -> UInt32:
     """Return uint32[U], the 32 bits of each fingerprint that travel with a reference."""
     return prints[:, 1].astype(np.uint32)
+
+
+def _compiled(rows: Rows, *, salt: bytes) -> UInt64 | None:
+    """The same by compiled loops; None where they are not made for these arrays."""
+    from dedup_cache.compiled import rows as kernels
+
+    if not all(kernels.fits(column.values, column.starts, column.lengths) for column in rows.lists.values()):
+        return None
+    prints = np.zeros((rows.num_rows, 2), np.uint64)
+    if rows.dense.shape[1]:
+        key = _key(salt, "")
+        kernels.absorb_dense(prints, np.ascontiguousarray(_bits(rows.dense)), key.low, key.high)
+    for name, column in rows.lists.items():
+        key = _key(salt, name)
+        kernels.absorb_lists(prints, column.values, column.starts, column.lengths, key.low, key.high)
+    return prints
 
 
 def _key(salt: bytes, name: str) -> _Key:
@@ -98,10 +117,15 @@ def _absorb(a: UInt64, b: UInt64, sums: UInt64, lengths: AnyInt, key: _Key) -> t
     return a, _mix(b * M6 + sums[1] + (n + a) * M1 + key.high)
 
 
-def _sum_dense(dense: Float32, key: _Key) -> UInt64:
+def _bits(dense: Float32) -> UInt32:
+    """uint32[U, D], with one zero and one NaN."""
     bits = (dense + np.float32(0)).view(np.uint32)
     bits[np.isnan(dense)] = CANONICAL_NAN
-    x = bits.astype(np.uint64) * M1
+    return bits
+
+
+def _sum_dense(dense: Float32, key: _Key) -> UInt64:
+    x = _bits(dense).astype(np.uint64) * M1
     x += np.arange(dense.shape[1], dtype=np.uint64) * M2 + key.low
     y = _first_lane(x)
     sums_y = y.sum(axis=1, dtype=np.uint64)

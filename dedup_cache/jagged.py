@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dedup_cache import compiled
 from dedup_cache.arrays import AnyArray, AnyInt, Float32, Int32, Int64
 from dedup_cache.errors import RowError
 
@@ -91,6 +92,11 @@ class Jagged:
 
     def is_contiguous(self) -> bool:
         """Whether the rows lie one behind the other and cover all values."""
+        if compiled.ready():
+            from dedup_cache.compiled import rows
+
+            if self.starts.dtype == np.int32 and rows.fits(self.values, self.starts, self.lengths):
+                return bool(rows.lie_in_a_row(self.starts, self.lengths, self.values.shape[0]))
         ends = np.cumsum(self.lengths, dtype=np.int64)
         total = int(ends[-1]) if ends.size else 0
         return total == self.values.shape[0] and bool((ends - self.lengths == self.starts).all())
@@ -137,6 +143,13 @@ class Rows:
 
 def gather(values: Int64, starts: AnyInt, lengths: AnyInt) -> Int64:
     """Copy the slices one behind the other: int64[sum of lengths]."""
+    if compiled.ready():
+        from dedup_cache.compiled import rows
+
+        if rows.fits(values, starts, lengths):
+            copied = np.empty(int(lengths.sum(dtype=np.int64)), np.int64)
+            rows.copy_slices(values, starts, lengths, copied)
+            return copied
     ends = np.cumsum(lengths, dtype=np.int64)
     total = int(ends[-1]) if ends.size else 0
     shifts = np.repeat(starts - (ends - lengths), lengths)

@@ -163,5 +163,5 @@ class _FeatureColumns:
         whole = np.where(present, found.lengths(path)[places], 0)
         lengths = np.minimum(whole, feature.max_length)
         starts = np.where(present, found.list_starts(path)[places], 0) + whole - lengths
-        elements = gather(found.elements, starts, lengths)
+        elements = gather(found.elements, starts, lengths.astype(np.int32))
         return Jagged.from_lengths(found.hashes_of(elements) if feature.type == "list[string]" else elements, lengths)

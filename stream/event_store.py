@@ -9,6 +9,7 @@ from numpy.typing import DTypeLike
 
 from dedup_cache import Jagged
 from dedup_cache.arrays import AnyArray, Int64
+from dedup_cache.jagged import gather
 from stream.columns import ImpressionColumns
 from stream.events import EVENT, IMPRESSION, EventBlock
 from stream.records import Rejected
@@ -172,7 +173,7 @@ def _take(part: _Part, places: AnyArray | slice) -> Jagged:
     if isinstance(places, slice):
         first = int(part.starts.used[places.start])
         return Jagged.from_lengths(part.values.used[first : first + int(lengths.sum(dtype=np.int64))], lengths)
-    return Jagged.from_lengths(_gather(part.values.used, part.starts.used[places], lengths), lengths)
+    return Jagged.from_lengths(gather(part.values.used, part.starts.used[places], lengths), lengths)
 
 
 def _keep(part: _Part, mask: AnyArray) -> None:
@@ -182,10 +183,3 @@ def _keep(part: _Part, mask: AnyArray) -> None:
     part.starts.keep(mask)
     kept = part.lengths.used
     part.starts.used[:] = np.cumsum(kept, dtype=np.int64) - kept
-
-
-def _gather(values: Int64, starts: AnyArray, lengths: AnyArray) -> Int64:
-    ends = np.cumsum(lengths, dtype=np.int64)
-    total = int(ends[-1]) if ends.size else 0
-    gathered: Int64 = values[np.repeat(starts - (ends - lengths), lengths) + np.arange(total, dtype=np.int64)]
-    return gathered

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from dedup_cache.arrays import UInt8
-from stream.compiled.kernel import part
+from dedup_cache.compiled.kernel import part
 
 INT, FLOAT = 1, 4
 """Kinds of number."""

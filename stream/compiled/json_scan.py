@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dedup_cache.arrays import Bool, Float64, Int64, UInt8
+from dedup_cache.compiled.kernel import kernel, part
 from stream.compiled import json_grammar
 from stream.compiled.json_grammar import (
     CLOSE,
@@ -31,7 +32,6 @@ from stream.compiled.json_grammar import (
     past_word,
     string_end,
 )
-from stream.compiled.kernel import kernel, part
 
 TEXT, LIST, OBJECT, CHOICE = 2, 8, 16, 32
 """What a value may be; LIST goes with the kind of its elements, CHOICE (a text out of some) and OBJECT stand alone."""

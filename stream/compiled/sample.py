@@ -7,23 +7,27 @@ from typing import Any
 import numba
 import numpy as np
 
+from dedup_cache.compiled import rows
 from stream.compiled.json_scan import scan
 from stream.compiled.text_hash import hash_spans
 from stream.json_columns import JsonColumns
 
 
-def run_sample() -> None:
-    """Call every kernel once."""
-    found = JsonColumns({"a": "id"}, choices={}).read([b'{"a":1}'])
-    found.hashes("a", np.array([0]))
+def run_samples() -> None:
+    """Call every kernel in every form."""
+    for kernel, arguments in _samples():
+        kernel(*arguments)
 
 
 def is_cached() -> bool:
     """Whether the machine code of every kernel is at hand."""
-    columns = JsonColumns({"a": "id"}, choices={})
-    return _has(scan, columns.arguments([b'{"a":1}'])) and _has(
-        hash_spans, (np.frombuffer(b"a", np.uint8), np.zeros(1, np.int64), np.zeros(1, np.uint64))
-    )
+    return all(_has(kernel, arguments) for kernel, arguments in _samples())
+
+
+def _samples() -> list[tuple[Any, tuple[object, ...]]]:
+    record = JsonColumns({"a": "id"}, choices={}).arguments([b'{"a":1}'])
+    text = (np.frombuffer(b"a", np.uint8), np.zeros(1, np.int64), np.zeros(1, np.uint64))
+    return [(scan, record), (hash_spans, text), *rows.samples()]
 
 
 def _has(kernel: Any, arguments: tuple[object, ...]) -> bool:

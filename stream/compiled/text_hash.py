@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dedup_cache.arrays import AnyArray, Int64
-from stream.compiled.kernel import kernel, part
+from dedup_cache.compiled.kernel import kernel, part
 
 SPAN_BITS = 16
 """A text is named by one number: its place << SPAN_BITS | its length."""

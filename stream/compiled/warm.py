@@ -11,15 +11,13 @@ import subprocess
 import sys
 import threading
 
+from dedup_cache.compiled import declare_ready, ready
+
+__all__ = ["compile_now", "ready", "start"]
+
 logger = logging.getLogger("stream.compiled")
 
-_ready = threading.Event()
 _started = threading.Lock()
-
-
-def ready() -> bool:
-    """Whether the kernels can be called now without waiting; imports nothing."""
-    return _ready.is_set()
 
 
 def start() -> None:
@@ -30,10 +28,10 @@ def start() -> None:
 
 def compile_now() -> None:
     """Load or compile the kernels, however long it takes."""
-    from stream.compiled.sample import run_sample
+    from stream.compiled.sample import run_samples
 
-    run_sample()
-    _ready.set()
+    run_samples()
+    declare_ready()
 
 
 def _prepare() -> None:
