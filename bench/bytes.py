@@ -167,7 +167,7 @@ def plain(schema: BatchSchema, block: SampleBlock) -> dict[str, Group]:
 
 def exact(schema: BatchSchema, block: SampleBlock) -> dict[str, Group]:
     """Distinct rows, one behind the other."""
-    return _distinct(schema, block, Slicing.OFF)
+    return _distinct(schema, block, Slicing.NEVER)
 
 
 def sliced(schema: BatchSchema, block: SampleBlock) -> dict[str, Group]:

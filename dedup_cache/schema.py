@@ -21,9 +21,9 @@ class Slicing(Enum):
 
     AUTO = "auto"
     """Where that saves at least half an id per row."""
-    ON = "on"
+    ALWAYS = "always"
     """Where that saves anything."""
-    OFF = "off"
+    NEVER = "never"
     """One row behind the other, also where the rows came as slices."""
 
 

@@ -47,12 +47,12 @@ class _Pairs:
 def slice_group(group: Group, schema: GroupSchema) -> Group:
     """The same rows, each list in the form that the schema asks for; rows by reference are empty and take no part.
 
-    A column that came as slices stays as it is, but for OFF.
+    A column that came as slices stays as it is, but for NEVER.
     """
     lists = dict(group.rows.lists)
     wanted = dict(zip(lists, schema.slicing, strict=True))
     for name, column in lists.items():
-        if wanted[name] is Slicing.OFF and not column.is_contiguous():
+        if wanted[name] is Slicing.NEVER and not column.is_contiguous():
             lists[name] = Jagged.from_lengths(*column.compact())
     tried = [name for name, column in lists.items() if _is_worth_a_try(column, wanted[name])]
     for name, sliced in zip(tried, overlapped([lists[name] for name in tried]), strict=True):
@@ -64,9 +64,9 @@ def slice_group(group: Group, schema: GroupSchema) -> Group:
 
 
 def _is_worth_a_try(column: Jagged, slicing: Slicing) -> bool:
-    if slicing is Slicing.OFF or column.num_rows < 2 or not column.is_contiguous():
+    if slicing is Slicing.NEVER or column.num_rows < 2 or not column.is_contiguous():
         return False
-    return slicing is Slicing.ON or column.values.shape[0] > column.num_rows
+    return slicing is Slicing.ALWAYS or column.values.shape[0] > column.num_rows
 
 
 def overlapped(columns: Sequence[Jagged]) -> list[Jagged]:

@@ -137,7 +137,7 @@ class FeatureConfig(Section, frozen=True):
     """Computed from the session instead of read: only events strictly before the impression's time count."""
     max_length: Positive = 50
     """Lists: only the last `max_length` ids are kept."""
-    slices: Literal["auto", "on", "off"] = "auto"
+    slices: Literal["auto", "always", "never"] = "auto"
     """Lists: whether batches store them as overlapping slices, which pays where they grow or slide within a session.
     `auto` decides batch by batch; samples are the same in any form."""
     length: Positive = 1

@@ -86,7 +86,7 @@ def test_the_rates_of_the_traffic_are_found_and_the_groups_follow(traffic: Confi
     assert len({group[names[0]] for names in rhythms}) == 4
     slices = {name: found[name]["slices"] for name in (*RATES, "item_0", "item_id")}
     on, off = ("front_0", "front_1", "back_0"), ("calm_0", "calm_1", "item_0")
-    assert slices == {**dict.fromkeys(on, "on"), **dict.fromkeys(off, "off"), "item_id": "auto"}
+    assert slices == {**dict.fromkeys(on, "always"), **dict.fromkeys(off, "never"), "item_id": "auto"}
     assert found["back_0"]["slice_factor"] > 4
     for name in found:
         assert name in text

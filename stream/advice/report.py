@@ -40,7 +40,7 @@ class FeatureAdvice:
     slice_factor: float | None
     """Ids of the distinct values per id of their slices; None: not a list."""
     slices: str
-    """What to set: on, off or auto."""
+    """What to set: always, never or auto."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ def _feature(feature: FeatureConfig, observed: Observed, changed: np.ndarray, *,
         expected=factor(observed.per_session, repeats),
         measured=observed.samples / max(1, counts.distinct_rows),
         slice_factor=sliced,
-        slices="auto" if sliced is None else "on" if sliced >= PAYS_FROM else "off",
+        slices="auto" if sliced is None else "always" if sliced >= PAYS_FROM else "never",
     )
 
 

@@ -104,11 +104,11 @@ def test_auto_leaves_what_does_not_pay_and_what_came_as_slices() -> None:
     assert slice_column(anew) is anew
     little = Jagged.from_rows([[1, 2], [2, 3], *([10 * i, 10 * i + 5] for i in range(4, 20))])
     assert slice_column(little) is little
-    assert slice_column(little, Slicing.ON).values.size == little.values.size - 1
+    assert slice_column(little, Slicing.ALWAYS).values.size == little.values.size - 1
     came = Jagged(np.arange(6), np.array([0, 1, 2], np.int32), np.array([4, 4, 4], np.int32))
     assert slice_column(came) is came
-    assert slice_column(came, Slicing.OFF).is_contiguous()
-    assert [r.tolist() for r in slice_column(came, Slicing.OFF).rows()] == [r.tolist() for r in came.rows()]
+    assert slice_column(came, Slicing.NEVER).is_contiguous()
+    assert [r.tolist() for r in slice_column(came, Slicing.NEVER).rows()] == [r.tolist() for r in came.rows()]
 
 
 def test_a_slice_out_of_range_is_refused_by_name() -> None:
