@@ -44,6 +44,8 @@ MOST_ABORTS = 10
 """So many transactions in a row that did not commit mean that none will."""
 REST_S = 0.5
 WAIT_S = 0.5
+PATIENT_WAITS = 5
+"""So many attempts of a second each without an answer are worth a word: a busy broker needs one or two."""
 
 
 class FileImport:
@@ -69,7 +71,7 @@ class FileImport:
         self._tally = Tally()
         self._began_s = self._due_s = time.monotonic()
         self._sent = self._events_in = self._bytes_in = 0
-        self._waited = False
+        self._waits = 0
 
     def run(self) -> FileReport:
         """Until the end of the file, or `stop`. Raises ImportFileError, KafkaError."""
@@ -195,6 +197,7 @@ class FileImport:
         self._writer.send(self._config.topics.imports, value, key=self._key.encode(), partition=0)
         self._writer.commit(on_wait=self._on_wait)
         self._committed = decode_progress(value)
+        self._waits = 0
 
     def _pace(self) -> None:
         """Hold the rate; an import that is told to stop does not wait."""
@@ -208,6 +211,6 @@ class FileImport:
         """While the broker is waited for."""
         if self._options.stop.is_set():
             raise BrokerUnavailable(message)
-        if not self._waited:
+        self._waits += 1
+        if self._waits == PATIENT_WAITS:
             logger.warning("waiting for the broker: %s", message)
-        self._waited = True
