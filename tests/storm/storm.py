@@ -28,7 +28,8 @@ from tests.storm.worker import Order
 from tests.stream.rig import ROOT, Rig, drained
 
 RATE = 200
-SESSION_TIMEOUT_MS = 4_000
+SESSION_TIMEOUT_MS, TRANSACTION_TIMEOUT_MS = 6_000, 8_000
+"""Shorter ones, on a machine under heavy load, end transactions that only were slow, again and again."""
 BROKER = {
     "group.consumer.session.timeout.ms": SESSION_TIMEOUT_MS,
     "group.consumer.min.session.timeout.ms": SESSION_TIMEOUT_MS,
@@ -293,6 +294,6 @@ def _rig(folder: Path, kafka: EmbeddedKafka, redis_server: EmbeddedRedis) -> Rig
     rig.tree["batch"] = {"max_wait_ms": 150, "max_samples": 64}
     rig.tree["dedup"] = {"inline_bytes": 128}
     snapshots = {"snapshot_every_events": 50}
-    rig.tree["stream"] |= {"max_poll_records": 200, "transaction_timeout_ms": SESSION_TIMEOUT_MS, **snapshots}
+    rig.tree["stream"] |= {"max_poll_records": 200, "transaction_timeout_ms": TRANSACTION_TIMEOUT_MS, **snapshots}
     rig.write()
     return rig
