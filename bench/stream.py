@@ -48,6 +48,7 @@ ROOT = Path(__file__).parents[1]
 WARM_UP = 30_000
 FAUST_EVENTS = 60_000
 PATIENCE_S = 600.0
+PEER_PATIENCE_S = 240.0
 PEERS = {"quixstreams": "quixstreams==3.28.0", "bytewax": "bytewax[kafka]==0.21.1"}
 
 
@@ -141,7 +142,7 @@ def run_worker(config: Config, config_path: Path, *, folder: Path, events: int, 
 
 def run_peer(*command: str | Path) -> Spent:
     """What another reader, a process, says of itself."""
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PEER_PATIENCE_S, check=False)
     if made.returncode or not made.stdout:
         raise RuntimeError(f"{command}: {made.stderr[-2_000:]}")
     said = json.loads(made.stdout.splitlines()[-1])
@@ -163,22 +164,22 @@ def servers(folder: Path) -> Iterator[tuple[Config, Path]]:
 
 
 def run_others(config: Config, *, folder: Path, events: int) -> dict[str, Spent]:
-    """The frameworks that only count, by name; without those that cannot be installed."""
+    """The frameworks that only count, by name; a line says which are left out and why."""
     where = (config.kafka.bootstrap, config.topics.interactions)
-    faust_events = str(min(events, FAUST_EVENTS))
-    spent = {"faust": run_peer(sys.executable, "-m", "bench.peers.faust_take", *where, faust_events)}
+    faust = (sys.executable, "-m", "bench.peers.faust_take", *where, str(min(events, FAUST_EVENTS)))
+    commands: dict[str, tuple[str | Path, ...]] = {"faust": faust}
     python = folder / "peers" / "bin" / "python"
     uv = Path(sys.executable).with_name("uv")
-    for command in (
-        (uv, "venv", "--quiet", folder / "peers"),
-        (uv, "pip", "install", "--quiet", "--python", python, *PEERS.values()),
-    ):
-        if subprocess.run(command, check=False).returncode:
-            rich.print(f"{', '.join(PEERS)}: left out, they could not be installed")
-            return spent
-    for name, script in (("quixstreams", "quix_count.py"), ("bytewax", "bytewax_count.py")):
+    install = (uv, "pip", "install", "--quiet", "--python", python, *PEERS.values())
+    if any(subprocess.run(c, check=False).returncode for c in ((uv, "venv", "--quiet", folder / "peers"), install)):
+        rich.print(f"{', '.join(PEERS)}: left out, they could not be installed")
+    else:
+        for name, script in (("quixstreams", "quix_count.py"), ("bytewax", "bytewax_count.py")):
+            commands[name] = (python, ROOT / "bench" / "peers" / script, *where, str(events))
+    spent = {}
+    for name, command in commands.items():
         try:
-            spent[name] = run_peer(python, ROOT / "bench" / "peers" / script, *where, str(events))
+            spent[name] = run_peer(*command)
         except (RuntimeError, subprocess.TimeoutExpired, ValueError) as error:
             rich.print(f"{name}: left out, {error}")
     return spent

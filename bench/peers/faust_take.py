@@ -26,7 +26,7 @@ async def main() -> None:
         consumer_auto_offset_reset="earliest",
         autodiscover=False,
     )
-    topic = app.topic(topic_name, value_type=bytes, value_serializer="json")
+    topic = app.topic(topic_name, value_type=bytes, value_serializer="raw")
     done = asyncio.Event()
     counted = {"events": 0, "first": 0, "began": 0.0}
 
