@@ -28,7 +28,7 @@ from recd.embedded import free_port
 from stream.columns import batch_schema
 from stream.config import Config, load
 from stream.control import send
-from stream.kafka import Message, Reader, Writer, begin_offsets, end_offsets
+from stream.kafka import BrokerUnavailable, Message, Reader, Writer, begin_offsets, end_offsets
 from stream.topics import create_topics
 from tests.forkserver import STREAMING, WarmProcess
 
@@ -319,7 +319,7 @@ class WorkerProcess:
 
     def wait_drained(self, partitions: int = 2) -> dict[str, Any]:
         """Until it owns so many partitions, has read all that is in the log, and nothing is open or uncommitted."""
-        ends = self._ends()
+        ends = patiently(self._ends)
         return self.wait(
             lambda s: (
                 len(s["partitions"]) == partitions
@@ -400,6 +400,18 @@ def drained(partition: dict[str, Any], *, end: int) -> bool:
         and partition["open_sessions"] == 0
         and partition["position"] == partition["resume"] == partition["committed"] == end
     )
+
+
+def patiently(ask: Callable[[], dict[int, int]]) -> dict[int, int]:
+    """The answer of a broker that may have started this moment and not know its own partitions yet."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return ask()
+        except BrokerUnavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
