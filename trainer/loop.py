@@ -176,7 +176,7 @@ class TrainingLoop:
     def _judge(self, fed: FedBatch, logits: torch.Tensor, loss: torch.Tensor) -> np.ndarray:
         """Progressive evaluation; NonFiniteLoss before anything is learned from a batch that has none."""
         batch = fed.tensors
-        weight = float(batch.weights.sum()) or 1.0
+        weight = float(batch.weights.sum(dtype=torch.float64)) or 1.0
         self._loss, self._loss_samples = float(loss.detach()) / weight, fed.num_samples
         sums = self._trained.evaluation.add(
             torch.sigmoid(logits.detach()).cpu().numpy(),

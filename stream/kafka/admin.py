@@ -13,10 +13,11 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetS
 
 from stream.config import KafkaConfig
 from stream.kafka.client import settings
-from stream.kafka.errors import BrokerUnavailable, KafkaError, OptionRefused, named
+from stream.kafka.errors import BrokerUnavailable, KafkaError, LeaderUnsettled, OptionRefused, named
 
 REQUEST_TIMEOUT_S = 10.0
-CREATED_POLL_S = 0.02
+POLL_S = 0.02
+SETTLES_IN_S = 10.0
 EARLIEST = OffsetSpec.earliest()
 LATEST = OffsetSpec.latest()
 SHARED_S = 5.0
@@ -67,7 +68,7 @@ def create_topic(
         except KafkaError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(CREATED_POLL_S)
+            time.sleep(POLL_S)
         else:
             return
 
@@ -118,6 +119,18 @@ def offsets_at(kafka: KafkaConfig, topic: str, *, time_ms: int) -> dict[int, int
 
 
 def _offsets(kafka: KafkaConfig, topic: str, *, spec: OffsetSpec, committed: bool) -> dict[int, int]:
+    """Asked again while a broker that has just started does not know yet what it leads."""
+    deadline = time.monotonic() + SETTLES_IN_S
+    while True:
+        try:
+            return _offsets_now(kafka, topic, spec=spec, committed=committed)
+        except LeaderUnsettled:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
+
+
+def _offsets_now(kafka: KafkaConfig, topic: str, *, spec: OffsetSpec, committed: bool) -> dict[int, int]:
     client = _client(kafka)
     partitions = range(len(_describe(client, topic, kafka=kafka).partitions))
     isolation = ck.IsolationLevel.READ_COMMITTED if committed else ck.IsolationLevel.READ_UNCOMMITTED

@@ -15,6 +15,10 @@ class BrokerUnavailable(KafkaError):
     """No broker answered in time. Trying again may help."""
 
 
+class LeaderUnsettled(BrokerUnavailable):
+    """The broker answers, but leads no partitions yet, or none any more: it has just started or is about to stop."""
+
+
 class OptionRefused(KafkaError):
     """kafka.options names an option that librdkafka does not know, or gives it a value that it does not take."""
 
@@ -56,15 +60,17 @@ _UNAVAILABLE = {
     ck.KafkaError._WAIT_COORD,
     ck.KafkaError._WAIT_CACHE,
     ck.KafkaError.REQUEST_TIMED_OUT,
-    ck.KafkaError.LEADER_NOT_AVAILABLE,
-    ck.KafkaError.FENCED_LEADER_EPOCH,
-    ck.KafkaError.UNKNOWN_LEADER_EPOCH,
-    ck.KafkaError.NOT_LEADER_FOR_PARTITION,
     ck.KafkaError.COORDINATOR_NOT_AVAILABLE,
     ck.KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     ck.KafkaError.NOT_COORDINATOR,
     ck.KafkaError.BROKER_NOT_AVAILABLE,
     ck.KafkaError.UNSTABLE_OFFSET_COMMIT,
+}
+_UNSETTLED = {
+    ck.KafkaError.LEADER_NOT_AVAILABLE,
+    ck.KafkaError.FENCED_LEADER_EPOCH,
+    ck.KafkaError.UNKNOWN_LEADER_EPOCH,
+    ck.KafkaError.NOT_LEADER_FOR_PARTITION,
     ck.KafkaError._NOENT,  # an admin client that has not heard yet who leads a partition
 }
 _MISSING = {
@@ -102,6 +108,8 @@ def named(error: ck.KafkaError | ck.KafkaException, *, doing: str, kafka: KafkaC
     for codes, kind, remedy in _NAMED:
         if code in codes or _is_fatal_for(cause, codes):
             return kind(f"{text}; {remedy}")
+    if code in _UNSETTLED:
+        return LeaderUnsettled(f"the broker at {kafka.bootstrap} is starting or stopping; try again ({text})")
     if code in _UNAVAILABLE:
         return BrokerUnavailable(f"no broker answers at {kafka.bootstrap}; start one or set kafka.bootstrap ({text})")
     if cause.txn_requires_abort():
@@ -116,7 +124,7 @@ def _is_fatal_for(error: ck.KafkaError, codes: set[int]) -> bool:
 
 def is_unavailable(error: ck.KafkaError) -> bool:
     """Whether the error passes by itself when the broker is back."""
-    return error.code() in _UNAVAILABLE or (error.retriable() and not error.fatal())
+    return error.code() in _UNAVAILABLE | _UNSETTLED or (error.retriable() and not error.fatal())
 
 
 def is_missing(error: ck.KafkaError) -> bool:
