@@ -70,7 +70,8 @@ class Jagged:
 
     def select(self, indices: AnyArray) -> Jagged:
         """Rows `indices` as slices of the same values; ids that no row uses any more are dropped."""
-        if self.is_contiguous():
+        twice = indices.dtype != np.bool_ and not bool((indices[1:] > indices[:-1]).all())
+        if not twice and self.is_contiguous():
             return self.take(indices)
         return Jagged(self.values, self.starts[indices], self.lengths[indices]).trim()
 
@@ -142,13 +143,14 @@ class Rows:
 
 
 def gather(values: Int64, starts: AnyInt, lengths: AnyInt) -> Int64:
-    """Copy the slices one behind the other: int64[sum of lengths]."""
+    """Copy the slices one behind the other: int64[sum of lengths]. IndexError where one does not lie in `values`."""
     if compiled.ready():
         from dedup_cache.compiled import rows
 
         if rows.fits(values, starts, lengths):
             copied = np.empty(int(lengths.sum(dtype=np.int64)), np.int64)
-            rows.copy_slices(values, starts, lengths, copied)
+            if not rows.copy_slices(values, starts, lengths, copied):
+                raise IndexError("a slice does not lie in its values")
             return copied
     ends = np.cumsum(lengths, dtype=np.int64)
     total = int(ends[-1]) if ends.size else 0

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from recd.embedded import EmbeddedKafka, EmbeddedRedis
+from stream.compiled import warm
 
 # How long an example takes says how busy the machine is, not whether the property holds.
 settings.register_profile("recd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -40,6 +41,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return 1 if servers & {"kafka", "redis_server", "private_redis"} else 2
 
     items.sort(key=rank)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels() -> None:
+    """Compiled kernels are used, as in a worker that has run for a second, whatever tests ran before."""
+    warm.compile_now()
 
 
 @pytest.fixture(scope="session")

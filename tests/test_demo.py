@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,9 @@ class DemoRun:
         """The process that has `name` among its arguments, waited for."""
         for _ in range(600):
             for process in self.children():
-                words = process.cmdline()
-                if name in words:
-                    return process
+                with suppress(psutil.NoSuchProcess):
+                    if name in process.cmdline():
+                        return process
             time.sleep(0.1)
         raise AssertionError(f"no child runs {name}:\n{self.output()}")
 

@@ -80,13 +80,16 @@ def absorb_dense(prints: UInt64, bits: UInt32, low: np.uint64, high: np.uint64) 
 
 
 @kernel
-def copy_slices(values: Int64, starts: AnyArray, lengths: AnyArray, copied: Int64) -> None:
-    """Copy slices one behind the other."""
+def copy_slices(values: Int64, starts: AnyArray, lengths: AnyArray, copied: Int64) -> bool:
+    """Copy slices one behind the other; False where one does not lie in `values`."""
     at = 0
     for u in range(starts.shape[0]):
+        if starts[u] < 0 or lengths[u] < 0 or starts[u] + lengths[u] > values.shape[0]:
+            return False
         for p in range(lengths[u]):
             copied[at + p] = values[starts[u] + p]
         at += lengths[u]
+    return True
 
 
 @kernel

@@ -159,7 +159,11 @@ def _list(text: UInt8, i: int, paths: Paths, found: Found, p: int, e: int, used:
 @part
 def _scalar(text: UInt8, i: int, paths: Paths, found: Found, p: int, e: int) -> int:
     """Read a string, a number or null; the place behind it, or -1."""
+    if text[i] == 110:
+        return past_word(text, i)
     wanted = paths.kinds[p]
+    if wanted & LIST:
+        return -1
     if text[i] == QUOTE:
         end, plain = string_end(text, i + 1)
         if end < 0 or not plain or wanted & (TEXT | CHOICE) == 0 or end - i >= 1 << SPAN_BITS:
@@ -170,8 +174,6 @@ def _scalar(text: UInt8, i: int, paths: Paths, found: Found, p: int, e: int) -> 
             found.values[p, e] = _find(text, i + 1, end, paths, paths.inner[p], 0)
             return end + 1 if found.values[p, e] >= 0 else -1
         return end + 1
-    if text[i] == 110:
-        return past_word(text, i)
     end, kind, integer, real = number(text, i)
     if end < 0 or not _fits(kind, wanted, real, paths.low[p], paths.high[p]):
         return -1

@@ -81,7 +81,8 @@ def sure(value: bytes) -> bool:
 
 
 NAMES = [*BODY, "price", "count", "color", "vector", "history", "tags", "impression_id", "p", "user", "other"]
-NUMBERS = st.integers(-(2**70), 2**70) | st.integers(-9, 99) | st.floats() | st.decimals(-5, 5, places=3).map(float)
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+NUMBERS = st.integers(-(2**70), 2**70) | st.integers(-9, 99) | FLOATS | st.decimals(-5, 5, places=3).map(float)
 LEAVES = st.none() | st.booleans() | NUMBERS | st.text(max_size=5) | st.text("ab", max_size=90)
 TREES = st.recursive(
     LEAVES,
@@ -165,6 +166,11 @@ def test_usual_records_are_read_at_once(value: bytes) -> None:
     [
         raw()[:-1] + b',"item_id":77}',
         raw(color="a\\b"),
+        raw(history=5),
+        raw(vector=1.5),
+        raw(tags="ab"),
+        raw(country=["a"]),
+        raw(user=3),
         raw(count=2**62),
         raw(count=1.0),
         raw()[:-1] + b',"count":-0}',

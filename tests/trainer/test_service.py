@@ -39,7 +39,15 @@ def worlds(config: Config, *, partitions: int) -> list[World]:
 
 def rank_processes(trainer: Trainer) -> list[psutil.Process]:
     children = psutil.Process(trainer.process.pid).children(recursive=True)
-    return [child for child in children if child.cmdline()[1:3] == ["-m", "trainer"]]
+    return [child for child in children if command(child)[1:3] == ["-m", "trainer"]]
+
+
+def command(process: psutil.Process) -> list[str]:
+    """What it was started with; nothing of one that has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 @pytest.mark.timeout(600)
