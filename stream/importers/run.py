@@ -101,7 +101,16 @@ class FileImport:
         return found
 
     def _insist(self) -> None:
-        """A transaction that aborts is made again from what is committed."""
+        """A transaction that aborts is made again from what is committed. Fenced by another import of the file."""
+        try:
+            self._send_until_committed()
+        except Fenced as error:
+            raise Fenced(
+                f"{self._path}: another import of this file took over, or this one stood still for more than "
+                f"{self._config.stream.transaction_timeout_ms} ms; nothing is lost, run it again to go on ({error})"
+            ) from None
+
+    def _send_until_committed(self) -> None:
         aborts, committed = 0, self._committed
         while True:
             try:
@@ -113,11 +122,6 @@ class FileImport:
                 if aborts == MOST_ABORTS:
                     raise
                 self._options.stop.wait(REST_S)
-            except Fenced as error:
-                raise Fenced(
-                    f"{self._path}: another import of this file took over, or this one stood still for more than "
-                    f"{self._config.stream.transaction_timeout_ms} ms; nothing is lost, run it again to go on ({error})"
-                ) from None
             else:
                 return
 
