@@ -40,7 +40,7 @@ from trainer.orders import Orders
 from trainer.progress import TrainingState
 from trainer.ranks import Ranks, join, leave
 from trainer.resolver import Resolver, ValuesLog
-from trainer.run_folder import RunFolder
+from trainer.run_folder import EXIT_FAILED, EXIT_OK, EXIT_OPERATOR, RunFolder
 from trainer.schedule import Schedule
 from trainer.sharding import ShardedModel, ShardingError
 from trainer.steps import StepLog, steps_path
@@ -48,8 +48,6 @@ from trainer.versions import VersionError
 
 logger = logging.getLogger("trainer")
 
-EXIT_OK, EXIT_FAILED, EXIT_OPERATOR = 0, 1, 3
-"""In order; something that starting again may heal; something that an operator must look at first."""
 HOPELESS = (
     ConfigError,
     ShardingError,

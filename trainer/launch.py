@@ -19,11 +19,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from stream.config import Config, to_yaml
 from stream.log import configure_logging
-from trainer.run_folder import VARIABLE, RunFolder
+from trainer.run_folder import EXIT_FAILED, EXIT_OK, EXIT_OPERATOR, VARIABLE, RunFolder
 
 logger = logging.getLogger("trainer.launch")
 
-EXIT_OK, EXIT_FAILED, EXIT_OPERATOR = 0, 1, 3
 STOP_PATIENCE_S = 60
 """How long the ranks may take for their last cut and version after SIGTERM, before they are killed."""
 RESTART_WAIT_S = 1.0

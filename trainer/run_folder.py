@@ -6,6 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+EXIT_OK, EXIT_FAILED, EXIT_OPERATOR = 0, 1, 3
+"""How a rank, and the launcher, ends: in order; by something that starting again may heal; by something that an
+operator must look at first."""
 VARIABLE = "RECD_RUN_FOLDER"
 DONE, REASON = "done", "reason"
 
