@@ -9,7 +9,13 @@ from stream.config import KafkaConfig
 
 logger = logging.getLogger("stream.kafka")
 
+
+def _heard_elsewhere(error: object) -> None:
+    """Without it a fatal error is raised in the middle of `poll` or `flush`, and the callbacks after it run into it."""
+
+
 _DEFAULTS: dict[str, Any] = {
+    "error_cb": _heard_elsewhere,
     "client.id": "recd",
     "socket.keepalive.enable": True,
     "reconnect.backoff.ms": 50,

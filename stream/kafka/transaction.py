@@ -76,8 +76,7 @@ class TransactionalWriter:
         """
 
         def delivered(error: ck.KafkaError | None, message: ck.Message) -> None:
-            offset = message.offset()
-            if on_offset is not None and error is None and offset is not None:
+            if on_offset is not None and error is None and (offset := message.offset()) is not None:
                 on_offset(offset)
 
         place = -1 if partition is None else partition

@@ -108,7 +108,7 @@ def test_a_second_process_with_the_same_identity_fences_the_first(rig: Rig) -> N
         second.wait(lambda s: s["member"], "member")
         rig.publish(traffic(seed=2, sessions=60, start_ms=START_MS + 8_000, first_id=2_000))
         assert first.process.wait(timeout=60) != 0
-        assert "another process uses the same stream.worker_id" in first.tail()
+        assert "another process uses the same stream.worker_id" in first.log.read_text()
         second.wait_drained()
     rig.check_exactly_once()
 
