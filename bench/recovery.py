@@ -33,11 +33,11 @@ from recd.embedded import EmbeddedKafka
 from stream.config import Config, load
 from stream.context import Clock, WorkerContext
 from stream.kafka import Writer
+from stream.opening import CHUNK_BYTES
 from stream.pipeline import PartitionPipeline, PipelineConfig
 from stream.records import CommitPoint, RecordBlock
 from stream.snapshot_format import decode_events, decode_head, join, select
 from stream.snapshots import SnapshotLimits, Snapshots
-from stream.takeover import SNAPSHOT_CHUNK_BYTES
 from stream.topics import create_topics
 from stream.worker import StreamWorker
 
@@ -69,7 +69,7 @@ def pure(config: Config, blocks: list[RecordBlock]) -> Pure:
     """One pass that writes snapshots as a worker does, then a restore from the last one and what is behind it."""
     every = config.stream.snapshot_every_events
     pipeline = new_pipeline(config)
-    snapshots = Snapshots(0, limits=SnapshotLimits(every, SNAPSHOT_CHUNK_BYTES), next_offset=0)
+    snapshots = Snapshots(0, limits=SnapshotLimits(every, CHUNK_BYTES), next_offset=0)
     records: dict[bytes, bytes] = {}
     pass_s = snapshot_s = 0.0
     last = None

@@ -15,21 +15,18 @@ from stream.indexer import Indexer, ReferencePolicy
 from stream.kafka import (
     EndProbe,
     GroupConsumer,
-    Reader,
     Rebalance,
     TransactionalWriter,
     partition_count,
     topic_settings,
 )
-from stream.records import Rejected
+from stream.originals import with_originals
 from stream.takeover import Takeover, probe_every_ms
 from stream.topics import RECORD_OVERHEAD_BYTES
 from stream.transaction import OpenTransaction, TopicLayout
 
 PRODUCER_BATCH_BYTES = 1_000_000
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
-ORIGINAL_TIMEOUT_MS = 1_000
-ORIGINAL_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +92,7 @@ def open_edges(
             layout=layout,
             indexer=indexer,
             membership=consumer.group_metadata,
-            originals=partial(_originals, config),
+            originals=partial(with_originals, config),
             crash_point=context.crash_point,
         ),
         takeover=Takeover(
@@ -109,26 +106,6 @@ def open_edges(
             journal_partitions=layout.journal,
         ),
     )
-
-
-def _originals(config: Config, partition: int, details: dict[int, str], reason: str) -> list[Rejected]:
-    """The records at some offsets, read again because nobody kept them. Without bytes where one cannot be read."""
-    found = []
-    with Reader(config.kafka, topic=config.topics.interactions, positions={partition: min(details)}) as reader:
-        for offset in sorted(details):
-            if reader.positions()[partition] != offset:
-                reader.seek(partition, offset)
-            found.append(_original(reader, offset, reason, details[offset]))
-    return found
-
-
-def _original(reader: Reader, offset: int, reason: str, detail: str) -> Rejected:
-    """The record that comes next."""
-    for _ in range(ORIGINAL_ATTEMPTS):
-        for message in reader.poll(max_messages=1, timeout_ms=ORIGINAL_TIMEOUT_MS):
-            if message.offset == offset:
-                return Rejected(offset, message.timestamp_ms, reason, detail, message.key, message.value)
-    return Rejected(offset, -1, reason, f"{detail}; its bytes could not be read again", None, None)
 
 
 def _record_limits(config: Config) -> dict[str, int]:

@@ -45,9 +45,9 @@ class EventBlock:
     keys: Int64
     """int64[M], hashes of the session keys."""
     record_keys: AnyArray
-    """object[M], the records' own keys (bytes or None)."""
+    """object[M], the records' own keys (bytes or None), where `values` has bytes."""
     values: AnyArray
-    """object[M], the records' own bytes."""
+    """object[M], the records' own bytes; None where nobody kept them: they stand in the log."""
     impressions: ImpressionColumns
     """The I impressions among them, in the same order."""
 

@@ -101,6 +101,7 @@ class PipelineOutput:
 
     samples: SampleBlock | None = None
     late: list[Rejected] = field(default_factory=list)
+    """Without key and value where those were not kept: to be read again from the log."""
     quarantined: list[Rejected] = field(default_factory=list)
     counts: PipelineCounts = PipelineCounts()
 

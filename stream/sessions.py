@@ -192,9 +192,11 @@ class PartitionSessions:
         """
         opened = self._reopen(sessions)
         of_event = _session_of(sessions, keys=keys, times_ms=times_ms)
-        columns = zip(of_event.tolist(), event_ids.tolist(), offsets.tolist(), strict=True)
-        for session, event_id, offset in columns:
-            opened[session].kept[event_id] = offset
+        order = np.argsort(of_event, kind="stable")
+        ids, places = event_ids[order].tolist(), offsets[order].tolist()
+        ends = np.cumsum(np.bincount(of_event, minlength=len(opened))).tolist()
+        for session, start, end in zip(opened, [0, *ends], ends, strict=False):
+            session.kept = dict(zip(ids[start:end], places[start:end], strict=True))
         self.open_events = sum(len(session.kept) for session in opened)
         if self.open_events != offsets.shape[0] or not all(session.kept for session in opened):
             raise RestoreError("a session without events, or an event id twice in a session")

@@ -12,19 +12,18 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from dedup_cache import BatchError, Jagged
+from dedup_cache import BatchError
 from dedup_cache.arrays import AnyArray, Bool, Int64
+from dedup_cache.jagged import concat_columns
 from dedup_cache.wire import CHECKSUM_AT, CHECKSUM_END, Wire, read, write
 from stream.columns import ImpressionColumns
 from stream.events import EVENT, IMPRESSION, EventBlock
 from stream.pipeline import PipelineState
 from stream.sessions import OpenSessions
+from stream.snapshot_columns import ColumnReader, ColumnWriter
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Goes up when these columns change, or what decoding puts into them: older snapshots are then not used."""
-MISSING = -1
-"""The length of a record key that is none."""
-ROW_TYPES = {"i": np.int64, "b": np.bool_}
 
 
 class SnapshotError(Exception):
@@ -68,13 +67,15 @@ def checksum(blob: bytes) -> str:
 
 def encode_head(head: Head) -> bytes:
     """One blob."""
-    state = head.state
-    arrays = {f"sessions.{name}": getattr(state.sessions, name) for name in OpenSessions.__slots__}
-    arrays |= {f"held.{i}": _words(np.packbits(held)) for i, held in enumerate(head.held)}
-    facts = [state.position, state.watermark_ms, state.max_event_time_ms, *(held.size for held in head.held)]
-    arrays["facts"] = np.array(facts, np.int64)
+    state, writer = head.state, ColumnWriter()
+    writer.integers("facts", np.array([state.position, state.watermark_ms, state.max_event_time_ms], np.int64))
+    for name in OpenSessions.__slots__:
+        writer.integers(f"sessions.{name}", getattr(state.sessions, name))
+    for i, held in enumerate(head.held):
+        writer.flags(f"held.{i}", held)
     segments = msgspec.json.encode(head.segments).decode()
-    return write(arrays, {"format": f"head {FORMAT_VERSION}", "segments": segments})
+    texts = {"format": f"head {FORMAT_VERSION}", "columns": writer.layout(), "segments": segments}
+    return write(writer.arrays, texts)
 
 
 def decode_head(blob: bytes) -> Head:
@@ -82,55 +83,66 @@ def decode_head(blob: bytes) -> Head:
     wire = _read(blob, "head")
     try:
         segments = msgspec.json.decode(wire.metadata["segments"], type=tuple[BlobRef, ...])
-        position, watermark_ms, max_event_time_ms, *sizes = wire.arrays["facts"].tolist()
-        held = tuple(_bits(wire.arrays[f"held.{i}"], size) for i, size in enumerate(sizes))
-        sessions = OpenSessions(*(_column(wire, f"sessions.{name}", np.int64) for name in OpenSessions.__slots__))
+        reader = ColumnReader(wire.arrays, wire.metadata["columns"])
+        position, watermark_ms, max_event_time_ms = reader.integers("facts").tolist()
+        held = tuple(reader.flags(f"held.{i}") for i in range(len(segments)))
+        sessions = OpenSessions(*(reader.integers(f"sessions.{name}") for name in OpenSessions.__slots__))
     except (msgspec.MsgspecError, KeyError, ValueError) as error:
         raise SnapshotError(f"head: {type(error).__name__}: {error}") from None
-    if len(held) != len(segments):
-        raise SnapshotError(f"head: {len(segments)} segments, {len(held)} masks")
     return Head(PipelineState(position, watermark_ms, max_event_time_ms, sessions), segments, held)
 
 
 def encode_events(events: EventBlock) -> bytes:
-    """One segment as a blob."""
-    columns = events.impressions
-    arrays: dict[str, AnyArray] = {
-        f"row.{name}": events.rows[name].astype(_row_type(name), copy=False) for name in EVENT.fields or ()
-    }
-    arrays["keys"] = events.keys
-    arrays["record_keys.lengths"], arrays["record_keys.bytes"] = _pack(events.record_keys)
-    arrays["values.lengths"], arrays["values.bytes"] = _pack(events.values)
-    arrays |= {name: getattr(columns, name) for name in ("dense", "ids", "has_id", "scores")}
+    """One segment as a blob.
+
+    Records' own bytes are written of engagements only, which may come to be `unmatched`; of an impression, which leaves
+    as a reject only where sessions merge, they are read again from the log.
+    """
+    rows, columns, writer = events.rows, events.impressions, ColumnWriter()
+    for name in EVENT.fields or ():
+        _write_vector(writer, f"row.{name}", rows[name])
+    writer.integers("keys", events.keys)
+    engagements = rows["kind"] != IMPRESSION
+    writer.texts("record_keys", events.record_keys[engagements])
+    writer.texts("values", events.values[engagements])
+    for name in ("ids", "has_id"):
+        matrix = getattr(columns, name)
+        for j in range(matrix.shape[1]):
+            _write_vector(writer, f"{name}.{j}", matrix[:, j])
     for i, jagged in enumerate(columns.lists):
-        arrays[f"list.{i}.values"], arrays[f"list.{i}.lengths"] = jagged.compact()
-    return write(arrays, {"format": f"events {FORMAT_VERSION}"})
+        writer.lists(f"list.{i}", jagged)
+    arrays = writer.arrays | {"dense": columns.dense, "scores": columns.scores}
+    return write(arrays, {"format": f"events {FORMAT_VERSION}", "columns": writer.layout(), "shape": _shape(columns)})
 
 
 def decode_events(blob: bytes, *, like: ImpressionColumns) -> EventBlock:
-    """A segment whose impressions have the columns of `like`. Raises SnapshotError."""
+    """A segment whose impressions have the columns of `like`; values are None but of engagements.
+
+    Raises SnapshotError.
+    """
     wire = _read(blob, "events")
+    if (found := wire.metadata.get("shape")) != (made := _shape(like)):
+        raise SnapshotError(f"events: {found}, the configuration makes {made}")
     try:
-        keys = _column(wire, "keys", np.int64)
+        reader = ColumnReader(wire.arrays, wire.metadata["columns"])
+        keys = reader.integers("keys")
         rows = np.empty(keys.shape[0], EVENT)
         for name in EVENT.fields or ():
-            rows[name] = _column(wire, f"row.{name}", _row_type(name))
-        lists = tuple(
-            Jagged.from_lengths(
-                _column(wire, f"list.{i}.values", np.int64), _column(wire, f"list.{i}.lengths", np.int32)
-            )
-            for i in range(len(like.lists))
-        )
+            rows[name] = _read_vector(reader, f"row.{name}", EVENT[name])
+        engagements = rows["kind"] != IMPRESSION
+        record_keys, values = np.empty(keys.shape[0], object), np.empty(keys.shape[0], object)
+        record_keys[engagements], values[engagements] = reader.texts("record_keys"), reader.texts("values")
+        shown = keys.shape[0] - int(np.count_nonzero(engagements))
         return EventBlock(
             rows=rows,
             keys=keys,
-            record_keys=_unpack(wire, "record_keys"),
-            values=_unpack(wire, "values"),
+            record_keys=record_keys,
+            values=values,
             impressions=ImpressionColumns(
                 dense=_matrix(wire, "dense", like.dense),
-                ids=_matrix(wire, "ids", like.ids),
-                has_id=_matrix(wire, "has_id", like.has_id),
-                lists=lists,
+                ids=_read_matrix(reader, "ids", like.ids, rows=shown),
+                has_id=_read_matrix(reader, "has_id", like.has_id, rows=shown),
+                lists=tuple(reader.lists(f"list.{i}") for i in range(len(like.lists))),
                 scores=_matrix(wire, "scores", like.scores),
             ),
         )
@@ -165,7 +177,7 @@ def join(blocks: Sequence[EventBlock], *, like: ImpressionColumns) -> EventBlock
             dense=np.concatenate([one.dense for one in columns]),
             ids=np.concatenate([one.ids for one in columns]),
             has_id=np.concatenate([one.has_id for one in columns]),
-            lists=tuple(_joined([one.lists[i] for one in columns]) for i in range(len(like.lists))),
+            lists=tuple(concat_columns([one.lists[i] for one in columns]) for i in range(len(like.lists))),
             scores=np.concatenate([one.scores for one in columns]),
         ),
     )
@@ -193,13 +205,6 @@ def _taken(events: EventBlock, places: Int64, impressions: Int64) -> EventBlock:
     )
 
 
-def _joined(parts: Sequence[Jagged]) -> Jagged:
-    compact = [part.compact() for part in parts]
-    return Jagged.from_lengths(
-        np.concatenate([values for values, _ in compact]), np.concatenate([lengths for _, lengths in compact])
-    )
-
-
 def _read(blob: bytes, kind: str) -> Wire:
     try:
         wire = read(blob)
@@ -210,13 +215,6 @@ def _read(blob: bytes, kind: str) -> Wire:
     return wire
 
 
-def _column(wire: Wire, name: str, dtype: type[np.generic]) -> AnyArray:
-    array = wire.arrays[name]
-    if array.dtype != dtype or array.ndim != 1:
-        raise SnapshotError(f"{name}: {array.dtype} with {array.ndim} dimensions")
-    return array
-
-
 def _matrix(wire: Wire, name: str, like: AnyArray) -> AnyArray:
     array = wire.arrays[name]
     if array.dtype != like.dtype or array.ndim != like.ndim or array.shape[1:] != like.shape[1:]:
@@ -224,36 +222,26 @@ def _matrix(wire: Wire, name: str, like: AnyArray) -> AnyArray:
     return array
 
 
-def _row_type(name: str) -> type[np.generic]:
-    return ROW_TYPES[EVENT[name].kind]
+def _shape(columns: ImpressionColumns) -> str:
+    """What has to agree with the configuration, for people too."""
+    widths = {name: getattr(columns, name).shape[1] for name in ("dense", "ids", "scores")}
+    return ", ".join(f"{count} {name}" for name, count in (*widths.items(), ("lists", len(columns.lists))))
 
 
-def _pack(things: AnyArray) -> tuple[AnyArray, AnyArray]:
-    """(int32[N] lengths, their bytes one behind the other)."""
-    listed = things.tolist()
-    lengths = np.fromiter((MISSING if one is None else len(one) for one in listed), np.int32, len(listed))
-    joined = b"".join(one for one in listed if one is not None)
-    return lengths, _words(np.frombuffer(joined, np.uint8))
+def _write_vector(writer: ColumnWriter, name: str, vector: AnyArray) -> None:
+    if vector.dtype == np.bool_:
+        writer.flags(name, vector)
+    else:
+        writer.integers(name, vector)
 
 
-def _unpack(wire: Wire, name: str) -> AnyArray:
-    """object[N]: bytes, or None."""
-    lengths = _column(wire, f"{name}.lengths", np.int32)
-    ends = np.cumsum(np.maximum(lengths, 0), dtype=np.int64)
-    data = _column(wire, f"{name}.bytes", np.uint32).tobytes()
-    if lengths.size and int(ends[-1]) > len(data):
-        raise SnapshotError(f"{name}: {len(data)} bytes, expected {ends[-1]}")
-    things = np.empty(lengths.shape[0], object)
-    begins = (ends - np.maximum(lengths, 0)).tolist()
-    things[:] = [data[begin:end] for begin, end in zip(begins, ends.tolist(), strict=True)]
-    things[lengths == MISSING] = None
-    return things
+def _read_vector(reader: ColumnReader, name: str, dtype: np.dtype[np.generic]) -> AnyArray:
+    return reader.flags(name) if dtype == np.bool_ else reader.integers(name)
 
 
-def _words(data: AnyArray) -> AnyArray:
-    """Bytes as uint32, filled up with zeros: the wire has no bytes."""
-    return np.concatenate([data, np.zeros(-data.size % 4, np.uint8)]).view(np.uint32)
-
-
-def _bits(words: AnyArray, size: int) -> Bool:
-    return np.unpackbits(words.view(np.uint8), count=size).astype(np.bool_)
+def _read_matrix(reader: ColumnReader, name: str, like: AnyArray, *, rows: int) -> AnyArray:
+    """The columns of a matrix [rows, as many as `like`]."""
+    matrix = np.empty((rows, like.shape[1]), like.dtype)
+    for j in range(like.shape[1]):
+        matrix[:, j] = _read_vector(reader, f"{name}.{j}", like.dtype)
+    return matrix

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from stream.columns import ImpressionColumns
@@ -53,19 +53,20 @@ def load_snapshot(
 
     Raises SnapshotError (missing, damaged, of another format), TopicMissing.
     """
+    blocks, segments = [], []
     try:
-        with Reader(kafka, topic=topic, positions={topic_partition: ref.head.start}) as reader:
+        with Reader(kafka, topic=topic, positions={topic_partition: ref.head.start}, bulk=True) as reader:
             blobs = _Blobs(reader, topic_partition, on_wait)
-            head = decode_head(blobs.read([ref.head])[0])
-            in_order = sorted(range(len(head.segments)), key=lambda i: head.segments[i].start)
-            read = blobs.read([head.segments[i] for i in in_order])
+            (head_blob,) = blobs.read([ref.head])
+            head = decode_head(head_blob)
+            parts = sorted(zip(head.segments, head.held, strict=True), key=lambda part: part[0].start)
+            for (segment, held), blob in zip(parts, blobs.read([segment for segment, _ in parts]), strict=True):
+                # The client fetches and decompresses what comes next in threads of its own.
+                block = decode_events(blob, like=like)
+                segments.append(Segment(segment, block.rows["offset"].copy()))
+                blocks.append(select(block, held))
     except OffsetOutOfRange as error:
         raise SnapshotError(f"no longer in the topic: {error}") from None
-    blocks, segments = [], []
-    for i, blob in zip(in_order, read, strict=True):
-        block = decode_events(blob, like=like)
-        segments.append(Segment(head.segments[i], block.rows["offset"].copy()))
-        blocks.append(select(block, head.held[i]))
     if head.state.position != ref.position:
         raise SnapshotError(f"head: of position {head.state.position}, the journal says {ref.position}")
     return LoadedSnapshot(head.state, join(blocks, like=like), Restored(ref.position, tuple(segments)))
@@ -79,14 +80,15 @@ class _Blobs:
         self._partition = partition
         self._on_wait = on_wait
 
-    def read(self, refs: Sequence[BlobRef]) -> list[bytes]:
-        """The bytes of each, by ascending `start`."""
+    def read(self, refs: Sequence[BlobRef]) -> Iterator[bytes]:
+        """The bytes of each, which must ascend by `start`."""
         if not refs:
-            return []
+            return
         self._reader.seek(self._partition, refs[0].start)
         wanted = chunks_of(refs)
         parts: dict[str, list[bytes | None]] = {ref.name: [None] * ref.chunks for ref in refs}
-        return [self._one(ref, wanted, parts) for ref in refs]
+        for ref in refs:
+            yield self._one(ref, wanted, parts)
 
     def _one(self, ref: BlobRef, wanted: dict[bytes, tuple[str, int]], parts: dict[str, list[bytes | None]]) -> bytes:
         mine = parts[ref.name]
@@ -97,13 +99,14 @@ class _Blobs:
             self._on_wait()
             messages = self._reader.poll(max_messages=MAX_CHUNKS, timeout_ms=POLL_MS)
             for message in messages:
-                if (place := wanted.get(message.key or b"")) is not None:
+                place = wanted.get(message.key or b"")
+                if place is not None and place[0] in parts:
                     parts[place[0]][place[1]] = message.value
             if messages:
                 deadline = time.monotonic() + PATIENCE_S
             elif time.monotonic() > deadline:
                 raise SnapshotError(f"{ref.name}: {mine.count(None)} of {ref.chunks} records are not in the topic")
-        data = b"".join(part or b"" for part in mine)
+        data = b"".join(part or b"" for part in parts.pop(ref.name))
         if len(data) != ref.size or checksum(data) != ref.checksum:
             raise SnapshotError(f"{ref.name}: {len(data)} bytes that are not those the journal names")
         return data

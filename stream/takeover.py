@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
@@ -24,22 +24,20 @@ from stream.kafka import (
     partition_count,
     topic_id,
 )
+from stream.opening import Opened, Opener
 from stream.partition import OwnedPartition, Source
 from stream.pipeline import PartitionPipeline, PipelineConfig
 from stream.recovery import Allowed, Found, JournalBehindError, Plan, RecoveryError, commit_metadata, decide
-from stream.sessions import RestoreError
-from stream.snapshot_format import SnapshotError
-from stream.snapshot_reader import load_snapshot
-from stream.snapshots import SnapshotLimits, Snapshots
 from stream.transforms import Transforms
 
-logger = logging.getLogger("stream.worker")
-
-SNAPSHOT_CHUNK_BYTES = 900_000
 MIN_PATIENCE_MS, MAX_PATIENCE_MS = 100, 3_000
 """How long committed offsets are waited for, while other partitions wait: longer each time that it was in vain."""
 PROBES_PER_IDLE = 4
 MIN_PROBE_MS, MAX_PROBE_MS = 50, 250
+
+
+JOURNAL, SNAPSHOT = "reading the journal", "reading a snapshot"
+OnWait = Callable[[str], object]
 
 
 @dataclass(slots=True)
@@ -84,16 +82,6 @@ class _FoundJournal:
     """Why it cannot be read from where the commit says."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """A partition's pipeline, and how it goes on from there."""
-
-    number: int
-    plan: Plan
-    pipeline: PartitionPipeline
-    snapshots: Snapshots
-
-
 def probe_every_ms(config: Config) -> int:
     """How often the broker is asked for the ends of partitions."""
     return min(MAX_PROBE_MS, max(MIN_PROBE_MS, config.session.idle_after_ms // PROBES_PER_IDLE))
@@ -122,8 +110,11 @@ class Takeover:
         self._transforms = Transforms(config.features, config.derived)
         self._patience_ms = MIN_PATIENCE_MS
 
-    def take(self, consumer: GroupConsumer, partitions: Sequence[int], *, on_wait: Callable[[], object]) -> Taken:
-        """Decide for each partition how it goes on. Raises BrokerUnavailable, TopicMissing: nothing has changed."""
+    def take(self, consumer: GroupConsumer, partitions: Sequence[int], *, on_wait: OnWait) -> Taken:
+        """Decide for each partition how it goes on. Raises BrokerUnavailable, TopicMissing: nothing has changed.
+
+        `on_wait` hears again and again what is being done, and may raise to give up.
+        """
         kafka, topic = self._config.kafka, self._config.topics.interactions
         journal_id = topic_id(kafka, self._config.topics.journal)
         source = Source(topic, topic_id(kafka, topic), partition_count(kafka, topic), journal_id)
@@ -131,7 +122,7 @@ class Takeover:
         taken = Taken([], {}, {}, source)
         commits = self._commits(consumer, partitions, later=taken.later)
         journals = self._journals(commits, journal_id=journal_id, on_wait=on_wait)
-        ends = self._snapshot_ends()
+        opener = Opener(self._config, ends=self._snapshot_ends(), on_wait=partial(on_wait, SNAPSHOT))
         for partition, committed in commits.items():
             journal = journals[partition]
             try:
@@ -142,7 +133,7 @@ class Takeover:
                 taken.later[partition] = error
             else:
                 marks = JournalMarks.of(journal.part.entries, next_offset=journal.part.next_offset)
-                opened = self._open(partition, plan, snapshot_ends=ends, on_wait=on_wait)
+                opened = opener.open(partition, plan, pipeline=self.pipeline_config(plan.parameters))
                 taken.partitions.append(self._build(opened, marks=marks))
         self._overrides.committed(partition for partition in taken.partitions if not partition.plan.note)
         self._patience_ms = min(2 * self._patience_ms, MAX_PATIENCE_MS) if taken.later else MIN_PATIENCE_MS
@@ -161,7 +152,7 @@ class Takeover:
         return commits
 
     def _journals(
-        self, commits: dict[int, Committed | None], *, journal_id: str, on_wait: Callable[[], object]
+        self, commits: dict[int, Committed | None], *, journal_id: str, on_wait: OnWait
     ) -> dict[int, _FoundJournal]:
         """In one pass; where one of them was cut, one by one."""
         kafka, topic, count = self._config.kafka, self._config.topics.journal, self._journal_partitions
@@ -178,7 +169,9 @@ class Takeover:
         if not starts:
             return replaced
         try:
-            parts = read_journals(kafka, topic, journal_partitions=count, starts=starts, on_wait=on_wait)
+            parts = read_journals(
+                kafka, topic, journal_partitions=count, starts=starts, on_wait=partial(on_wait, JOURNAL)
+            )
         except OffsetOutOfRange as error:
             if len(starts) == 1:
                 (partition,) = starts
@@ -237,41 +230,7 @@ class Takeover:
             return {}
         return end_offsets(self._config.kafka, self._config.topics.snapshots, committed=False)
 
-    def _open(
-        self, partition: int, plan: Plan, *, snapshot_ends: dict[int, int], on_wait: Callable[[], object]
-    ) -> _Opened:
-        """The pipeline at the plan's start or, with a snapshot that can be used, behind it."""
-        topics, every = self._config.topics, self._config.stream.snapshot_every_events
-        limits = SnapshotLimits(every, SNAPSHOT_CHUNK_BYTES)
-        config = self.pipeline_config(plan.parameters)
-        pipeline = PartitionPipeline(config, partition=partition, start=plan.start)
-        if not snapshot_ends:
-            return _Opened(partition, plan, pipeline, Snapshots(partition, limits=limits, next_offset=0))
-        topic_partition = partition % len(snapshot_ends)
-        restored = None
-        if plan.snapshot is not None:
-            try:
-                loaded = load_snapshot(
-                    self._config.kafka,
-                    topics.snapshots,
-                    topic_partition=topic_partition,
-                    ref=plan.snapshot,
-                    like=pipeline.no_impressions(),
-                    on_wait=on_wait,
-                )
-                pipeline = PartitionPipeline.restore(
-                    config, partition=partition, state=loaded.state, events=loaded.events
-                )
-                restored = loaded.restored
-            except (SnapshotError, RestoreError) as error:
-                fields = {"partition": partition, "position": plan.snapshot.position, "reason": str(error)}
-                logger.warning("snapshot not used, reading the log instead", extra=fields)
-        advances = tuple(advance for advance in plan.advances if advance.position >= pipeline.position)
-        next_offset = snapshot_ends[topic_partition]
-        snapshots = Snapshots(partition, limits=limits, next_offset=next_offset, restored=restored)
-        return _Opened(partition, replace(plan, advances=advances), pipeline, snapshots)
-
-    def _build(self, opened: _Opened, *, marks: JournalMarks) -> OwnedPartition:
+    def _build(self, opened: Opened, *, marks: JournalMarks) -> OwnedPartition:
         every_ms = probe_every_ms(self._config)
         return OwnedPartition(
             opened.number,

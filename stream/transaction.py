@@ -29,8 +29,8 @@ CrashPoint = Callable[[str], object]
 """Hears of every point at which a crash is interesting; for tests that kill the process there."""
 
 
-Originals = Callable[[int, dict[int, str], str], list[Rejected]]
-"""The records of (partition, {offset: detail}), read again, with (reason)."""
+Originals = Callable[[int, Sequence[Rejected]], list[Rejected]]
+"""The same rejects of a partition with their records' own bytes, read again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,8 @@ class OpenTransaction:
             self._add_batches(partition.number, added.batches)
             if added.too_large:
                 quarantined = [*quarantined, *self._too_large(partition.number, added.too_large)]
-        self._add_rejected(partition.number, late=output.late, quarantined=quarantined)
+        late = self._with_bytes(partition.number, output.late)
+        self._add_rejected(partition.number, late=late, quarantined=quarantined)
 
     def commit(
         self,
@@ -182,11 +183,17 @@ class OpenTransaction:
     def _too_large(self, partition: int, samples: Sequence[LargeSample]) -> list[Rejected]:
         self.tally.counters.samples -= len(samples)
         self.tally.counters.quarantined += len(samples)
-        details = {
-            sample.offset: f"the sample alone makes a batch of {sample.size} bytes, more than batch.max_bytes"
-            for sample in samples
-        }
-        return self._originals(partition, details, "too_large")
+        text = "the sample alone makes a batch of {} bytes, more than batch.max_bytes"
+        large = [Rejected(one.offset, -1, "too_large", text.format(one.size), None, None) for one in samples]
+        return self._originals(partition, large)
+
+    def _with_bytes(self, partition: int, late: Sequence[Rejected]) -> Sequence[Rejected]:
+        """A snapshot has the bytes of engagements only; an event that was accepted never had none."""
+        lost = {i: one for i, one in enumerate(late) if one.value is None}
+        if not lost:
+            return late
+        found = dict(zip(lost, self._originals(partition, list(lost.values())), strict=True))
+        return [found.get(i, one) for i, one in enumerate(late)]
 
 
 def _note_offset(marks: JournalMarks | Snapshots) -> Callable[[int], None]:

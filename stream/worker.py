@@ -158,9 +158,10 @@ class StreamWorker:
         if self._clock.monotonic_ms() < self._open_again_ms:
             return
         self._commit()
+        began_ms = self._clock.monotonic_ms()
         try:
             taken = self._edges.takeover.take(
-                self._edges.consumer, sorted(self._roster.waiting), on_wait=self._look_for_stop
+                self._edges.consumer, sorted(self._roster.waiting), on_wait=self._while_taking
             )
         except BrokerUnavailable as error:
             self._health.trouble(error)
@@ -177,6 +178,8 @@ class StreamWorker:
             logger.error("partition stopped", extra={"partition": number, "reason": str(refusal)})
             self._health.last_error = str(refusal)
         self._roster.refuse(taken.refused)
+        fields = {"partitions": len(taken.partitions), "ms": self._clock.monotonic_ms() - began_ms}
+        logger.info("taken over", extra=fields)
         self._commit()
 
     def _adopt(self, partition: OwnedPartition) -> None:
@@ -185,8 +188,9 @@ class StreamWorker:
         self._counters.rebuilds += partition.rebuilding
         self._counters.restores += partition.pipeline.position > partition.plan.start.offset
         plan = partition.plan
-        fields = {"start": plan.start.offset, "resume": plan.resume, "seq": plan.seq, "note": plan.note}
-        logger.info("partition opened", extra={"partition": partition.number, **fields})
+        offsets = {"start": plan.start.offset, "position": partition.pipeline.position, "resume": plan.resume}
+        fields = {"partition": partition.number, **offsets, "seq": plan.seq, "note": plan.note}
+        logger.info("partition opened", extra=fields)
         self._context.crash_point("opened")
         self._close_before_change(partition)
         now_ms = self._clock.monotonic_ms()
@@ -293,7 +297,11 @@ class StreamWorker:
         self._publish()
         self._look_for_stop(message)
 
-    def _look_for_stop(self, message: str = "stopped while reading the journal") -> None:
+    def _while_taking(self, doing: str) -> None:
+        self._context.crash_point(doing)
+        self._look_for_stop(f"stopped while {doing}")
+
+    def _look_for_stop(self, message: str) -> None:
         if self._stop_by_ms is not None and self._clock.monotonic_ms() > self._stop_by_ms:
             raise StopRequestedError(message)
 

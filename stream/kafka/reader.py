@@ -12,6 +12,9 @@ from stream.config import KafkaConfig
 from stream.kafka.client import consumer_settings, logger
 from stream.kafka.errors import is_unavailable, named
 
+BULK_BYTES = 32 * 1024 * 1024
+"""Of one partition in one answer; by default a megabyte, which is one piece of a snapshot."""
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -30,25 +33,28 @@ class Reader:
     """Reads committed records of some partitions of one topic, in offset order per partition.
 
     `positions` gives, per partition, the next offset to read; it must lie in the log. A broker that goes away is
-    waited for: `poll` returns nothing until it is back.
+    waited for: `poll` returns nothing until it is back. With `bulk` an answer of the broker holds many large records.
     """
 
-    def __init__(self, kafka: KafkaConfig, *, topic: str, positions: Mapping[int, int]) -> None:
+    def __init__(self, kafka: KafkaConfig, *, topic: str, positions: Mapping[int, int], bulk: bool = False) -> None:
         self._kafka = kafka
         self._topic = topic
         self._positions = dict(positions)
         self._ended: set[int] = set()
-        required = {"group.id": "recd-reader", "topic.metadata.propagation.max.ms": 5_000}
+        required: dict[str, Any] = {"group.id": "recd-reader", "topic.metadata.propagation.max.ms": 5_000}
+        if bulk:
+            required["max.partition.fetch.bytes"] = BULK_BYTES
         self._consumer = ck.Consumer(consumer_settings(kafka, required=required))
         self._consumer.assign([ck.TopicPartition(topic, p, offset) for p, offset in self._positions.items()])
 
     def poll(self, *, max_messages: int, timeout_ms: int) -> list[Message]:
-        """Up to `max_messages` records; fewer, or none, after `timeout_ms`.
+        """Up to `max_messages` records as soon as there are any; none after `timeout_ms`.
 
         Raises OffsetOutOfRange (the position was deleted or never written), TopicMissing.
         """
         messages: list[Message] = []
-        for raw in self._consumer.consume(max_messages, timeout_ms / 1000):
+        arrived = self._consumer.consume(max_messages, 0) or self._consumer.consume(1, timeout_ms / 1000)
+        for raw in arrived:
             error = raw.error()
             if error is None:
                 messages.append(self._message(raw))

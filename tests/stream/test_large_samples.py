@@ -11,8 +11,9 @@ import pytest
 
 from recd.embedded import EmbeddedKafka, EmbeddedRedis
 from stream.config import Config, ConfigError, KafkaConfig, load
-from stream.edges import _originals
 from stream.kafka import Message
+from stream.originals import with_originals
+from stream.records import Rejected
 from tests.stream.rig import START_MS, Rig
 
 LOG = {offset: Message("interactions", 2, offset, 1_000 + offset, b"k", b"v%d" % offset) for offset in range(10)}
@@ -46,13 +47,15 @@ class LogReader:
 
 
 def test_records_are_read_again_with_one_reader(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream.edges.Reader", LogReader)
-    found = _originals(Config(), 2, {7: "seven", 3: "three", 4: "four", 99: "gone"}, "too_large")
+    monkeypatch.setattr("stream.originals.Reader", LogReader)
+    monkeypatch.setattr("stream.originals.SKIP_RECORDS", 2)
+    asked = {7: "seven", 3: "three", 4: "four", 99: "gone"}
+    found = with_originals(Config(), 2, [Rejected(o, -1, "too_large", d, None, None) for o, d in asked.items()])
     assert LogReader.made == 1
-    assert [(r.offset, r.value, r.detail) for r in found[:3]] == [
-        (3, b"v3", "three"),
-        (4, b"v4", "four"),
-        (7, b"v7", "seven"),
+    assert [(r.offset, r.value, r.append_time_ms, r.detail) for r in found[:3]] == [
+        (7, b"v7", 1_007, "seven"),
+        (3, b"v3", 1_003, "three"),
+        (4, b"v4", 1_004, "four"),
     ]
     assert (found[3].value, found[3].detail) == (None, "gone; its bytes could not be read again")
 

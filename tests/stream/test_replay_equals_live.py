@@ -21,7 +21,7 @@ from tests.stream.rig import START_MS, Rig, read_all, traffic
 
 pytestmark = pytest.mark.kafka
 
-CRASHES = ("snapshot_sent:3", "journal_sent:4", "committed:6")
+CRASHES = ("snapshot_sent:3", "journal_sent:4", "reading a snapshot:2", "committed:6")
 
 
 @pytest.fixture
@@ -58,6 +58,7 @@ def test_replay_equals_live_whatever_was_killed_and_restored(rig: Rig) -> None:
         restores += worker.wait_drained()["counters"]["restores"]
     assert restores >= 2, "no snapshot was of use"
     rig.check_exactly_once()
+    rejects_have_their_bytes(rig)
     live, replayed = live_columns(rig), replayed_columns(rig)
     assert live.keys() == replayed.keys() == {0, 1}
     for partition, columns in live.items():
@@ -65,6 +66,15 @@ def test_replay_equals_live_whatever_was_killed_and_restored(rig: Rig) -> None:
             name: len(data) for name, data in replayed[partition].items()
         }
         assert columns == replayed[partition]
+
+
+def rejects_have_their_bytes(rig: Rig) -> None:
+    """Also those that a snapshot did not keep."""
+    log = {(m.partition, m.offset): (m.key, m.value) for m in read_all(rig.config, rig.config.topics.interactions)}
+    for topic in ("late", "quarantine"):
+        for reject in rig.rejects(topic):
+            found = log[reject.partition, reject.offset]
+            assert (reject.message.key, reject.message.value) == found, reject
 
 
 def live_columns(rig: Rig) -> dict[int, dict[str, bytes]]:

@@ -149,8 +149,8 @@ def test_what_is_damaged_missing_or_of_another_format_is_named(topic: Topic, mon
         with pytest.raises(SnapshotError, match=rf"{name}: 1 of \d+ records are not in the topic"):
             topic.load(ref)
         topic.records[offset] = (key, value)
-    monkeypatch.setattr("stream.snapshot_format.FORMAT_VERSION", 2)
-    with pytest.raises(SnapshotError, match="format 'head 1', this worker knows head 2"):
+    monkeypatch.setattr("stream.snapshot_format.FORMAT_VERSION", 99)
+    with pytest.raises(SnapshotError, match="format 'head 2', this worker knows head 99"):
         topic.load(ref)
 
 
@@ -167,9 +167,9 @@ def test_columns_of_another_configuration_are_refused() -> None:
     blob = encode_events(pipeline.held_events(pipeline.held_offsets()))
     like = pipeline.no_impressions()
     assert decode_events(blob, like=like).rows.shape == (pipeline.open_events,)
-    with pytest.raises(SnapshotError, match=r"dense: float32\(\d+, 3\), the configuration makes float32\(0, 4\)"):
+    with pytest.raises(SnapshotError, match=r"events: 3 dense, .*, the configuration makes 4 dense, "):
         decode_events(blob, like=replace(like, dense=np.empty((0, 4), np.float32)))
-    with pytest.raises(SnapshotError, match=r"list\.2\.values"):
+    with pytest.raises(SnapshotError, match=r"2 lists, the configuration makes .* 3 lists"):
         decode_events(blob, like=replace(like, lists=(*like.lists, like.lists[0])))
 
 

@@ -60,7 +60,7 @@ class Broker:
             overrides=overrides,
             journal_partitions=4,
         )
-        return takeover.take(cast("GroupConsumer", self), [0], on_wait=lambda: None)
+        return takeover.take(cast("GroupConsumer", self), [0], on_wait=lambda _: None)
 
     def _read(self) -> JournalPart:
         if isinstance(self.journal, Exception):
@@ -121,7 +121,7 @@ def test_a_snapshot_that_cannot_be_used_costs_a_replay_and_nothing_else(
     def broken(*_: object, **__: object) -> None:
         raise SnapshotError("0/7/head: 1 of 2 records are not in the topic")
 
-    monkeypatch.setattr("stream.takeover.load_snapshot", broken)
+    monkeypatch.setattr("stream.opening.load_snapshot", broken)
     broker = Broker(monkeypatch)
     snapshot = SnapshotRef(position=115, events=3, sessions=1, head=BlobRef("0/7/head", 5, 2, 10, "x"))
     broker.journal = [JournalEntry(9, msgspec.structs.replace(RECORD, snapshot=snapshot))]
