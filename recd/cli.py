@@ -293,6 +293,18 @@ def doctor(config: Config, everything: bool) -> None:
     sys.exit(0 if all(check.ok for check in checks) else EXIT_NOT_CLEAN)
 
 
+@config_command(cli)
+@click.option("--end", is_flag=True, help="End them as their coordinator decided; abort those that nobody knows.")
+def transactions(config: Config, end: bool) -> None:
+    """Transactions that a broker never ended, and behind which nobody reads on. Status 1 where one is left."""
+    from recd.transactions import look_for_hanging
+
+    found = look_for_hanging(config, end=end)
+    for line in found.lines:
+        click.echo(line)
+    sys.exit(EXIT_NOT_CLEAN if found.left else 0)
+
+
 @cli.group()
 def topics() -> None:
     """The topics of the configuration."""

@@ -11,7 +11,8 @@ from recd.server import EmbeddedError
 
 __all__ = ["EmbeddedError", "cache_dir", "cached_kafka_jars", "class_archive", "java", "kafka_jars"]
 
-KAFKA_VERSION = "4.3.1"
+KAFKA_VERSION = "4.2.1"
+"""Not 4.3: there a killed broker leaves transactions open for ever (KAFKA-20734, docs/decisions/exactly-once.md)."""
 KAFKA_COORDINATES = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"
 INSTALL = "install the extra: pip install 'recd-stream[embedded]'"
 

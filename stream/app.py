@@ -31,6 +31,7 @@ from stream.data_path import DataPath
 from stream.log import configure_logging
 from stream.metrics import WorkerMetrics
 from stream.status import status
+from stream.stuck import StuckWatch
 from stream.takeover import Overrides
 from stream.transaction import CrashPoint
 from stream.web import Pages
@@ -113,7 +114,8 @@ class Host:
         app = self._app(port)
         self._data_path = DataPath(self._config, self._context, on_end=self._end, beacon=app.beacon)
         self._control = ControlPlane(self._config, name=self._name, commands=self._context.commands, beacon=app.beacon)
-        for service in (self._data_path, self._control):
+        self._stuck = StuckWatch(self._config, beacon=app.beacon)
+        for service in (self._data_path, self._control, self._stuck):
             app.service(cast("type[ServiceT]", service))  # Faust takes instances too
         app.timer(interval=RATES_EVERY_S)(self._measure_rates())
         try:
@@ -151,7 +153,9 @@ class Host:
         return app
 
     def _status(self) -> dict[str, Any]:
-        return status(self._data_path.view, worker=self._name, counters=self._context.counters, rates=self._rates)
+        view, counters = self._data_path.view, self._context.counters
+        hanging = self._stuck.messages
+        return status(view, worker=self._name, counters=counters, rates=self._rates, hanging=hanging)
 
     def _ready(self) -> bool:
         return self._control.ready and self._data_path.view.ready

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +21,14 @@ from stream.kafka import (
     partition_count,
     topic_settings,
 )
+from stream.kafka.hanging import HangingTransaction, left_open
+from stream.kafka.wire import RequestRefused
 from stream.originals import with_originals
 from stream.takeover import Takeover, probe_every_ms
 from stream.topics import RECORD_OVERHEAD_BYTES
 from stream.transaction import OpenTransaction, TopicLayout
+
+logger = logging.getLogger("stream.worker")
 
 PRODUCER_BATCH_BYTES = 1_000_000
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
@@ -71,6 +76,7 @@ def open_edges(
         max_batch_bytes=min(PRODUCER_BATCH_BYTES, *limits.values()),
     )
     writer.init(on_wait=on_wait)
+    _refuse_left_open(config, context.transactional_id)
     consumer = GroupConsumer(
         config.kafka,
         topic=topics.interactions,
@@ -106,6 +112,20 @@ def open_edges(
             journal_partitions=layout.journal,
         ),
     )
+
+
+def _refuse_left_open(config: Config, transactional_id: str) -> None:
+    """A transaction of a former process with this id that never ended: the next commit would make it visible.
+
+    Raises HangingTransaction.
+    """
+    try:
+        left = left_open(config.kafka, _outputs(config), transactional_id=transactional_id)
+    except RequestRefused as error:  # an old broker, or one that does not let everybody ask
+        logger.info("cannot look for hanging transactions", extra={"reason": str(error)})
+        return
+    if left:
+        raise HangingTransaction("; ".join(one.message(config.kafka.bootstrap) for one in left))
 
 
 def _record_limits(config: Config) -> dict[str, int]:

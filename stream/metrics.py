@@ -80,6 +80,11 @@ class WorkerMetrics(Collector):
             for partition, shown in status["partitions"].items():
                 gauge.add_metric([partition], max(NO_WATERMARK_SHOWN, shown.get(name, 0)))
             yield gauge
+        yield GaugeMetricFamily(
+            "recd_stream_hanging_transactions",
+            "Transactions in the job's topics that the broker never ended: nobody reads past them.",
+            value=len(status["hanging_transactions"]),
+        )
         totals = np.cumsum(self._ages.counts).tolist()
         bounds = [*map(str, AGE_BOUNDS_S), "+Inf"]
         yield HistogramMetricFamily(

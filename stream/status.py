@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -64,8 +64,10 @@ class WorkerView:
         return self.member and self.state == Mode.RUNNING and not stopped
 
 
-def status(view: WorkerView, *, worker: str, counters: Counters, rates: Mapping[str, float]) -> dict[str, Any]:
-    """The JSON of `/status`."""
+def status(
+    view: WorkerView, *, worker: str, counters: Counters, rates: Mapping[str, float], hanging: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The JSON of `/status`; `hanging` says which transactions in the job's topics never end."""
     return {
         "service": "stream",
         "worker": worker,
@@ -74,6 +76,7 @@ def status(view: WorkerView, *, worker: str, counters: Counters, rates: Mapping[
         "counters": asdict(counters),
         "rates": dict(rates),
         "last_error": view.last_error,
+        "hanging_transactions": list(hanging),
     }
 
 

@@ -48,7 +48,7 @@ def test_a_redis_that_evicts_is_not_well(private_redis: EmbeddedRedis) -> None:
 def test_jars_that_are_gone_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert not check_kafka_jars().ok
-    listing = tmp_path / "recd-stream" / "kafka-4.3.1.classpath"
+    listing = tmp_path / "recd-stream" / "kafka-4.2.1.classpath"
     listing.write_text(f"{tmp_path / 'gone.jar'}\n")
     assert check_kafka_jars().remedy
 

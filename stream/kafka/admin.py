@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import confluent_kafka as ck
@@ -90,6 +91,41 @@ def topic_settings(kafka: KafkaConfig, topic: str) -> dict[str, str]:
     future = client.describe_configs([resource], request_timeout=REQUEST_TIMEOUT_S)[resource]
     entries = _result(future, doing=f"reading the settings of topic '{topic}'", kafka=kafka)
     return {name: entry.value for name, entry in entries.items() if entry.value is not None}
+
+
+Place = tuple[str, int]
+"""A topic and a partition of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a broker listens."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The brokers, and which of them leads what."""
+
+    brokers: list[Address]
+    leaders: dict[Place, Address]
+
+
+def cluster_of(kafka: KafkaConfig, topics: Iterable[str]) -> Cluster:
+    """Who leads the partitions of some topics. Raises BrokerUnavailable, TopicMissing; LeaderUnsettled."""
+    client = _client(kafka)
+    leaders: dict[Place, Address] = {}
+    described = client.describe_topics(ck.TopicCollection(sorted(topics)), request_timeout=REQUEST_TIMEOUT_S)
+    for topic, future in described.items():
+        for partition in _result(future, doing=f"describing topic '{topic}'", kafka=kafka).partitions:
+            if partition.leader is None or partition.leader.id < 0:
+                raise LeaderUnsettled(f"{topic}[{partition.id}] has no leader at the moment; try again")
+            leaders[topic, partition.id] = Address(partition.leader.host, partition.leader.port)
+    brokers = client.describe_cluster(request_timeout=REQUEST_TIMEOUT_S)
+    nodes = _result(brokers, doing="describing the cluster", kafka=kafka).nodes
+    return Cluster([Address(node.host, node.port) for node in nodes], leaders)
 
 
 def begin_offsets(kafka: KafkaConfig, topic: str) -> dict[int, int]:

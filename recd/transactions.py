@@ -1,0 +1,54 @@
+"""`recd transactions`: those that never end in the topics of a job, and their end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stream.config import Config
+from stream.kafka.hanging import Hanging, end_hanging, find_hanging, offsets_place, unread
+from stream.kafka.transaction_log import Decision
+from stream.stuck import own_topics
+
+__all__ = ["Found", "look_for_hanging"]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What hung, what was done about it, and what hangs still."""
+
+    lines: tuple[str, ...]
+    left: int
+
+
+def look_for_hanging(config: Config, *, end: bool) -> Found:
+    """Look at every topic of the configuration; with `end`, end what hangs as its coordinator decided.
+
+    Raises KafkaError.
+    """
+    hanging = _hanging(config)
+    if not hanging:
+        return Found(("no transaction hangs",), 0)
+    if not end:
+        return Found(tuple(one.message(config.kafka.bootstrap) for one in hanging), len(hanging))
+    end_hanging(config.kafka, hanging)
+    left = {_name(one) for one in _hanging(config)}
+    lines = tuple(_line(one, ended=_name(one) not in left) for one in hanging)
+    return Found(lines, len(left))
+
+
+def _hanging(config: Config) -> list[Hanging]:
+    kafka = config.kafka
+    offsets = offsets_place(kafka, config.stream.group_id)
+    behind = [one.place for one in unread(kafka, [*own_topics(config), offsets[0]])]
+    return find_hanging(kafka, [place for place in behind if place[0] != offsets[0] or place == offsets])
+
+
+def _name(one: Hanging) -> str:
+    at = one.opened
+    return f"{at.topic}[{at.partition}]: the transaction of producer {at.producer_id} from offset {at.start_offset} on"
+
+
+def _line(one: Hanging, *, ended: bool) -> str:
+    outcome = "committed" if one.decision is Decision.COMMIT else "aborted"
+    known = "nobody knew it" if one.decision is Decision.UNKNOWN else "as its coordinator had decided"
+    return f"{_name(one)} {f'is {outcome} now, {known}' if ended else 'hangs still'}"

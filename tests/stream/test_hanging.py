@@ -1,0 +1,169 @@
+"""Transactions that never end, on a real broker: found, told from those that are under way, ended as was decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from confluent_kafka import Producer
+
+from recd.cli import cli
+from recd.embedded import EmbeddedKafka, EmbeddedRedis
+from stream.config import KafkaConfig
+from stream.kafka import Reader, create_topic, end_offsets
+from stream.kafka.hanging import Hanging, end_hanging, find_hanging, left_open
+from stream.kafka.transaction_log import (
+    ONGOING,
+    PREPARE_ABORT,
+    PREPARE_COMMIT,
+    Decision,
+    LogEntry,
+    decision,
+    java_partition,
+    log_of,
+)
+from stream.kafka.wire import OpenAt
+from stream.stuck import StuckWatch
+from tests.stream.forged import Identity, send_forged, trust_producers
+from tests.stream.rig import Rig, traffic
+
+NOBODYS_ID = 999_999
+
+
+@pytest.fixture
+def trusting(kafka: EmbeddedKafka) -> EmbeddedKafka:
+    trust_producers(kafka)
+    return kafka
+
+
+@pytest.fixture
+def rig(tmp_path: Path, trusting: EmbeddedKafka, redis_server: EmbeddedRedis, topic_prefix: str) -> Iterator[Rig]:
+    rig = Rig(tmp_path, kafka=trusting.bootstrap, redis=redis_server.url, prefix=topic_prefix).create()
+    yield rig
+    rig.close()
+
+
+def values(config: KafkaConfig, topic: str, partition: int) -> list[bytes | None]:
+    """What committed readers see of a partition."""
+    with Reader(config, topic=topic, positions={partition: 0}) as reader:
+        found = []
+        while not reader.at_end:
+            found += [message.value for message in reader.poll(max_messages=100, timeout_ms=500)]
+    return found
+
+
+def transactional(bootstrap: str, name: str) -> Producer:
+    producer = Producer({"bootstrap.servers": bootstrap, "transactional.id": name})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    return producer
+
+
+@pytest.mark.kafka
+def test_each_is_ended_as_its_coordinator_decided(trusting: EmbeddedKafka, topic_prefix: str) -> None:
+    config, topic, name = KafkaConfig(bootstrap=trusting.bootstrap), topic_prefix + "t", topic_prefix + "id"
+    create_topic(config, topic, partitions=3)
+    places = [(topic, partition) for partition in range(3)]
+    producer = transactional(trusting.bootstrap, name)
+    for partition in (0, 1):
+        producer.produce(topic, b"first", partition=partition)
+    producer.flush()
+    assert find_hanging(config, places) == []  # the coordinator has it in hand
+    assert left_open(config, [topic], transactional_id=name) == []
+    producer.commit_transaction()
+
+    producer_id = log_of(config, name, since_ms=0)[-1].producer_id
+    send_forged(trusting, topic, 0, identity=Identity(producer_id, 0, 1, name), value=b"unmarked")
+    send_forged(trusting, topic, 2, identity=Identity(NOBODYS_ID), value=b"nobody's")
+    mine, nobodys = sorted(find_hanging(config, places), key=lambda one: one.opened.partition)
+    assert (mine.opened.place, mine.transactional_id, mine.decision) == ((topic, 0), name, Decision.COMMIT)
+    assert (nobodys.opened.place, nobodys.transactional_id, nobodys.decision) == ((topic, 2), "", Decision.UNKNOWN)
+    assert left_open(config, [topic], transactional_id=name) == [mine]
+    assert "kafka-transactions.sh" not in mine.message("host")  # that would abort what was committed
+    abort = f"--bootstrap-server host abort --topic {topic} --partition 2 --start-offset {nobodys.opened.start_offset}`"
+    assert abort in nobodys.message("host")
+    assert [values(config, topic, partition) for partition in range(3)] == [[b"first"], [b"first"], []]
+
+    end_hanging(config, [mine, nobodys])
+    assert find_hanging(config, places) == []
+    assert [values(config, topic, partition) for partition in range(3)] == [[b"first", b"unmarked"], [b"first"], []]
+    assert end_offsets(config, topic) == end_offsets(config, topic, committed=False)
+
+
+@pytest.mark.kafka
+def test_a_worker_refuses_to_make_visible_what_its_former_self_left(rig: Rig, trusting: EmbeddedKafka) -> None:
+    topic, config = rig.config.topics.late, rig.config
+    name = f"{config.stream.group_id}-static"
+    producer = transactional(trusting.bootstrap, name)
+    producer.produce(topic, b"a", partition=0)
+    producer.commit_transaction()
+    entry = log_of(config.kafka, name, since_ms=0)[-1]
+    send_forged(trusting, topic, 1, identity=Identity(entry.producer_id, entry.producer_epoch, 0, name), value=b"x")
+
+    rig.publish(traffic(sessions=3))
+    app = rig.app("--set", "stream.worker_id=static")
+    app.wait(lambda state: f"{topic}[1]: nobody reads past offset" in state["last_error"], "a word about it")
+    assert not app.state["partitions"]
+    arguments = ["transactions", "--config", str(rig.config_path)]
+    shown = CliRunner().invoke(cli, arguments)
+    assert (shown.exit_code, shown.output.count("To end it: `recd transactions --end`")) == (1, 1)
+    ended = CliRunner().invoke(cli, [*arguments, "--end"])
+    assert (ended.exit_code, "is aborted now, nobody knew it" in ended.output) == (0, True)
+    app.wait(lambda state: state["ready"], "ready worker")
+    rig.control("close")
+    app.wait(lambda state: state["counters"]["samples"] > 0, "samples")
+    assert rig.samples()
+
+
+@pytest.mark.kafka
+def test_it_is_named_once_it_has_stood_still_too_long(rig: Rig, trusting: EmbeddedKafka) -> None:
+    watch = StuckWatch(rig.config)
+    send_forged(trusting, rig.config.topics.journal, 0, identity=Identity(NOBODYS_ID + 1), value=b"{}")
+    watch.look(now_ms=0)
+    watch.look(now_ms=rig.config.stream.transaction_timeout_ms)
+    assert watch.messages == ()
+    watch.look(now_ms=3 * rig.config.stream.transaction_timeout_ms)
+    (message,) = watch.messages
+    assert f"{rig.config.topics.journal}[0]: nobody reads past offset 0" in message
+    assert f"producer {NOBODYS_ID + 1}" in message
+    end_hanging(rig.config.kafka, find_hanging(rig.config.kafka, [(rig.config.topics.journal, 0)]))
+    watch.look(now_ms=4 * rig.config.stream.transaction_timeout_ms)
+    assert watch.messages == ()
+
+
+def entry(status: int, *, epoch: int = 3, place: str = "t", version: int = 0) -> LogEntry:
+    return LogEntry("id", 7, epoch, status, frozenset({(place, 0)}), version)
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ([], Decision.UNKNOWN),
+        ([entry(ONGOING)], Decision.UNKNOWN),
+        ([entry(ONGOING), entry(PREPARE_ABORT)], Decision.ABORT),
+        ([entry(PREPARE_ABORT), entry(PREPARE_COMMIT)], Decision.COMMIT),
+        ([entry(PREPARE_COMMIT), entry(ONGOING)], Decision.UNKNOWN),
+        ([entry(PREPARE_COMMIT), entry(PREPARE_ABORT, place="other")], Decision.COMMIT),
+        ([entry(PREPARE_COMMIT, epoch=2)], Decision.UNKNOWN),  # an earlier process
+        ([entry(PREPARE_ABORT, epoch=4)], Decision.ABORT),  # fenced by a timeout, which raises the epoch
+        ([entry(PREPARE_COMMIT, version=2)], Decision.UNKNOWN),  # the end of the transaction before
+        ([entry(PREPARE_COMMIT, version=2), entry(PREPARE_ABORT, epoch=4, version=2)], Decision.ABORT),
+    ],
+)
+def test_the_last_decision_about_this_very_transaction_counts(entries: list[LogEntry], expected: Decision) -> None:
+    assert decision(OpenAt("t", 0, 7, 3, 0, 100, 0), entries) is expected
+
+
+def test_ids_are_where_java_puts_them() -> None:
+    assert java_partition("group", partitions=50) == 98629247 % 50
+    assert java_partition("polygenelubricants", partitions=50) == 0  # hashes to Integer.MIN_VALUE
+
+
+def test_what_was_committed_is_not_to_be_aborted() -> None:
+    opened = OpenAt("batches", 2, 7, 3, 0, 100, 0)
+    message = Hanging(opened, "job-w1", Decision.COMMIT).message("host:9092")
+    assert "batches[2]: nobody reads past offset 100" in message
+    assert "'job-w1'" in message
+    assert "to abort it would lose records" in message
