@@ -23,6 +23,7 @@ from dedup_cache.fingerprint import check_bits, fingerprints
 from dedup_cache.ikjt import Deduplicated, Group, deduplicate, distinct, expand, refer, resolve
 from dedup_cache.jagged import Jagged, Rows
 from dedup_cache.near_cache import NearCache
+from dedup_cache.pool import Held, Picked, Pool
 from dedup_cache.rows_codec import decode_rows, encode_rows
 from dedup_cache.sample_ids import SamplePosition, sample_id, sample_position
 from dedup_cache.schema import BatchSchema, GroupSchema, Slicing
@@ -47,10 +48,13 @@ __all__ = [
     "Group",
     "GroupSchema",
     "GroupStats",
+    "Held",
     "IndexStore",
     "Jagged",
     "MemoryStore",
     "NearCache",
+    "Picked",
+    "Pool",
     "RedisStore",
     "ReferenceMismatch",
     "RowError",

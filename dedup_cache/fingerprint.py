@@ -17,6 +17,7 @@ not against an adversary who knows the salt.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import xxhash
@@ -81,6 +82,7 @@ def _compiled(rows: Rows, *, salt: bytes) -> UInt64 | None:
     return prints
 
 
+@lru_cache(maxsize=1 << 12)
 def _key(salt: bytes, name: str) -> _Key:
     digest = xxhash.xxh3_128_intdigest(salt + b"\0" + name.encode())
     return _Key(np.uint64(digest & (2**64 - 1)), np.uint64(digest >> 64))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dedup_cache import compiled
 from dedup_cache.arrays import AnyInt, Bool, Int32, Int64, UInt32, UInt64
 from dedup_cache.errors import RowError
 from dedup_cache.fingerprint import fingerprints
@@ -66,6 +67,13 @@ def deduplicate(rows: Rows, *, salt: bytes) -> Deduplicated:
 
 def distinct(prints: UInt64) -> Distinct:
     """Find the distinct fingerprints among uint64[B, 2], in order of first appearance."""
+    if compiled.ready() and prints.dtype == np.uint64 and prints.flags.carray:
+        from dedup_cache.compiled.distinct import find_distinct
+
+        size = prints.shape[0]
+        first, inverse = np.empty(size, np.int64), np.empty(size, np.int32)
+        count = find_distinct(prints, np.empty(1 << (2 * size).bit_length(), np.int32), first, inverse)
+        return Distinct(first[:count], inverse)
     low, high = prints[:, 0], prints[:, 1]
     order = np.argsort(low)
     changed_low, changed_high = _changes(low[order]), _changes(high[order])

@@ -75,6 +75,14 @@ class Jagged:
             return self.take(indices)
         return Jagged(self.values, self.starts[indices], self.lengths[indices]).trim()
 
+    def slice(self, start: int, stop: int) -> Jagged:
+        """Rows [start, stop) as views, with the values that lie between the first and the last id they use."""
+        starts, lengths = self.starts[start:stop], self.lengths[start:stop]
+        if not starts.shape[0]:
+            return Jagged(self.values[:0], starts, lengths)
+        low = int(starts.min())
+        return Jagged(self.values[low : int((starts + lengths).max())], starts - np.int32(low), lengths)
+
     def trim(self) -> Jagged:
         """The same rows and overlaps without the ids that no row uses; O(N + U)."""
         used = self._used()
@@ -128,6 +136,11 @@ class Rows:
     def select(self, indices: AnyArray) -> Rows:
         """Rows `indices`, lists still slices of shared values."""
         return Rows(self.dense[indices], {name: column.select(indices) for name, column in self.lists.items()})
+
+    def slice(self, start: int, stop: int) -> Rows:
+        """Rows [start, stop) as views."""
+        lists = {name: column.slice(start, stop) for name, column in self.lists.items()}
+        return Rows(self.dense[start:stop], lists)
 
     @staticmethod
     def concat(parts: Sequence[Rows]) -> Rows:

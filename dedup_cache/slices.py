@@ -12,7 +12,7 @@ row of the chain already fills. Letters in shapes: U rows, N ids, P pairs of row
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,22 +45,28 @@ class _Pairs:
 
 
 def slice_group(group: Group, schema: GroupSchema) -> Group:
-    """The same rows, each list in the form that the schema asks for; rows by reference are empty and take no part.
+    """The same rows, each list in the form that the schema asks for; rows by reference are empty and take no part."""
+    rows = Rows(group.rows.dense, sliced(group.rows.lists, schema.slicing))
+    return Group(rows, group.inverse, group.ids, group.checks, group.inline)
+
+
+def sliced(lists: Mapping[str, Jagged], slicing: Sequence[Slicing]) -> dict[str, Jagged]:
+    """The same rows in the forms asked for, list by list.
 
     A column that came as slices stays as it is, but for NEVER.
     """
-    lists = dict(group.rows.lists)
-    wanted = dict(zip(lists, schema.slicing, strict=True))
+    lists = dict(lists)
+    wanted = dict(zip(lists, slicing, strict=True))
     for name, column in lists.items():
         if wanted[name] is Slicing.NEVER and not column.is_contiguous():
             lists[name] = Jagged.from_lengths(*column.compact())
     tried = [name for name, column in lists.items() if _is_worth_a_try(column, wanted[name])]
-    for name, sliced in zip(tried, overlapped([lists[name] for name in tried]), strict=True):
-        saved = lists[name].values.shape[0] - sliced.values.shape[0]
-        needed = MIN_SAVED_IDS_PER_ROW * sliced.num_rows if wanted[name] is Slicing.AUTO else 1
+    for name, made in zip(tried, overlapped([lists[name] for name in tried]), strict=True):
+        saved = lists[name].values.shape[0] - made.values.shape[0]
+        needed = MIN_SAVED_IDS_PER_ROW * made.num_rows if wanted[name] is Slicing.AUTO else 1
         if saved >= needed:
-            lists[name] = sliced
-    return Group(Rows(group.rows.dense, lists), group.inverse, group.ids, group.checks, group.inline)
+            lists[name] = made
+    return lists
 
 
 def _is_worth_a_try(column: Jagged, slicing: Slicing) -> bool:

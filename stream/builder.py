@@ -6,7 +6,7 @@ Letters in shapes: S samples, U distinct rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,16 +16,18 @@ from dedup_cache import (
     BatchMeta,
     BatchSchema,
     BatchStats,
-    Deduplicated,
+    Group,
     GroupSchema,
+    Held,
+    Pool,
     Rows,
     batch_stats,
+    check_bits,
     encode,
     sample_id,
-    slice_group,
 )
-from dedup_cache.arrays import Int64
-from stream.indexer import Indexer, ShippedValue, row_bytes
+from dedup_cache.arrays import Int64, UInt64
+from stream.indexer import NO_GENERATION, Indexed, Indexer, ShippedValue, most_row_bytes, row_bytes
 from stream.records import SampleBlock
 from stream.transforms import Transforms
 
@@ -70,8 +72,22 @@ class BatchLimits:
     max_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """Samples that are cut into batches now: their own columns, and what the groups hold for them."""
+
+    columns: SampleBlock
+    """Without groups."""
+    sample_ids: UInt64
+    groups: dict[str, Held]
+    indexed: Indexed
+
+
 class BatchBuilder:
-    """Accumulates samples of one source partition and cuts them into batches; `seq` counts what was cut."""
+    """Accumulates samples of one source partition and cuts them into batches; `seq` counts what was cut.
+
+    What can be done for all batches of a cut is done once: fingerprints, transforms, ids.
+    """
 
     def __init__(
         self,
@@ -100,46 +116,81 @@ class BatchBuilder:
         if block.num_samples:
             self._blocks.append(block)
         self._num_pending += block.num_samples
-        if self._num_pending < self._limits.max_samples:
-            return Added([], too_large)
-        pending = concat_samples(self._blocks)
         full = self._num_pending - self._num_pending % self._limits.max_samples
-        batches = [
-            built
-            for at in range(0, full, self._limits.max_samples)
-            for built in self._cut(slice_samples(pending, at, at + self._limits.max_samples), now_ms=now_ms)
-        ]
-        self._blocks = [slice_samples(pending, full, pending.num_samples)] if full < pending.num_samples else []
-        self._num_pending -= full
-        return Added(batches, too_large)
+        return Added(self._cut(full, now_ms=now_ms), too_large)
 
     def flush(self, *, now_ms: int) -> list[BuiltBatch]:
         """Cut what is left."""
-        if not self._num_pending:
+        return self._cut(self._num_pending, now_ms=now_ms)
+
+    def _cut(self, count: int, *, now_ms: int) -> list[BuiltBatch]:
+        """The first `count` samples as batches."""
+        if not count:
             return []
-        pending = concat_samples(self._blocks)
-        self._blocks, self._num_pending = [], 0
-        return self._cut(pending, now_ms=now_ms)
+        due, size = self._due(count), self._limits.max_samples
+        return [
+            built
+            for first in range(0, count, size)
+            for built in self._make(due, first, min(first + size, count), now_ms=now_ms)
+        ]
 
-    def _cut(self, block: SampleBlock, *, now_ms: int) -> list[BuiltBatch]:
-        """One batch, or several where one would be too large."""
-        batch, values = self._build(block, now_ms=now_ms)
+    def _due(self, count: int) -> _Due:
+        """Take the first `count` samples out of what is pending."""
+        taken: list[SampleBlock] = []
+        wanted = count
+        while wanted:
+            block = self._blocks[0]
+            taken.append(slice_samples(block, 0, wanted))
+            if block.num_samples > wanted:
+                self._blocks[0] = slice_samples(block, wanted, block.num_samples)
+            else:
+                del self._blocks[0]
+            wanted -= taken[-1].num_samples
+        self._num_pending -= count
+        groups = {
+            group.name: self._hold([block.groups[group.name] for block in taken], group)
+            for group in self._schema.groups
+        }
+        columns = concat_samples([replace(block, groups={}) for block in taken])
+        return _Due(columns, sample_id(self._partition, columns.offsets), groups, self._indexer.index(groups))
+
+    def _hold(self, parts: Sequence[Rows], group: GroupSchema) -> Held:
+        salt = self._indexer.salt(group.name)
+        if not self._transforms.changes(group.name):
+            pool = Pool.of(parts)
+            return Held(pool, pool.fingerprints(salt=salt))
+        made = self._transforms.distinct(Rows.concat(parts), group=group.name, salt=salt)
+        return Held(Pool.of([made.group.rows]), made.fingerprints, made.group.inverse)
+
+    def _make(self, due: _Due, first: int, last: int, *, now_ms: int) -> list[BuiltBatch]:
+        """Samples [first, last) as one batch, or as several where one would be too large."""
+        batch, values = self._build(due, first, last, now_ms=now_ms)
         payload = encode(batch, self._schema)
-        if len(payload) > self._limits.max_bytes and block.num_samples > 1:
-            middle = block.num_samples // 2
-            first = self._cut(slice_samples(block, 0, middle), now_ms=now_ms)
-            return first + self._cut(slice_samples(block, middle, block.num_samples), now_ms=now_ms)
+        if len(payload) > self._limits.max_bytes and last - first > 1:
+            middle = first + (last - first) // 2
+            return self._make(due, first, middle, now_ms=now_ms) + self._make(due, middle, last, now_ms=now_ms)
         self._indexer.ship(values)
-        self.seq += block.num_samples
-        return [BuiltBatch(payload, block.num_samples, batch_stats(batch), tuple(values), block.event_times_ms)]
+        self.seq += batch.num_samples
+        return [BuiltBatch(payload, batch.num_samples, batch_stats(batch), tuple(values), batch.event_times_ms)]
 
-    def _build(self, block: SampleBlock, *, now_ms: int) -> tuple[Batch, list[ShippedValue]]:
-        distinct = {group.name: self._distinct(block, group) for group in self._schema.groups}
-        indexed = self._indexer.index(distinct)
+    def _build(self, due: _Due, first: int, last: int, *, now_ms: int) -> tuple[Batch, list[ShippedValue]]:
+        block = slice_samples(due.columns, first, last)
+        groups, named = {}, {}
+        for schema in self._schema.groups:
+            held = due.groups[schema.name]
+            chosen, inverse = held.pick(first, last)
+            references = due.indexed.references(schema.name, chosen)
+            if references is None:
+                groups[schema.name] = Group(held.pool.take(chosen, slicing=schema.slicing), inverse)
+                continue
+            ids, inline = references
+            rows = held.pool.take(chosen, slicing=schema.slicing, inline=inline)
+            groups[schema.name] = Group(rows, inverse, ids, check_bits(held.fingerprints[chosen]), inline)
+            named[schema.name] = ids[~inline]
         meta = BatchMeta(
             format_version=FORMAT_VERSION,
             schema_digest=self._schema.digest(),
-            generation=indexed.generation,
+            generation=due.indexed.generation if named else NO_GENERATION,
             source_topic=self._topic,
             source_partition=self._partition,
             first_offset=int(block.offsets.min()),
@@ -153,16 +204,18 @@ class BatchBuilder:
             labels=block.labels,
             weights=block.weights,
             scores=block.scores,
-            sample_ids=sample_id(self._partition, block.offsets),
+            sample_ids=due.sample_ids[first:last],
             event_times_ms=block.event_times_ms,
             append_times_ms=block.append_times_ms,
-            groups={group.name: slice_group(indexed.groups[group.name], group) for group in self._schema.groups},
+            groups=groups,
             meta=meta,
         )
-        return batch, indexed.values
+        return batch, self._indexer.values(due.indexed, named)
 
     def _without_too_large(self, block: SampleBlock) -> tuple[SampleBlock, list[LargeSample]]:
         room = self._limits.max_bytes - ENVELOPE_BYTES
+        if sum(self._most_bytes(block.groups[group.name], group) for group in self._schema.groups) <= room:
+            return block, []
         sizes = np.zeros(block.num_samples, np.int64)
         for group in self._schema.groups:
             bound = self._transforms.most_bytes(group.name)
@@ -178,17 +231,19 @@ class BatchBuilder:
         offenders = [LargeSample(int(block.offsets[i]), int(sizes[i])) for i in places]
         return take_samples(block, np.flatnonzero(~large)), offenders
 
+    def _most_bytes(self, rows: Rows, group: GroupSchema) -> int:
+        """No row of the group is larger, after the transforms."""
+        bound = self._transforms.most_bytes(group.name)
+        return most_row_bytes(rows, group) if bound is None else bound
+
     def _sizes(self, block: SampleBlock) -> Int64:
         """int64[S]: bytes of each sample's rows, after the transforms."""
         sizes = np.zeros(block.num_samples, np.int64)
         for group in self._schema.groups:
-            made = self._distinct(block, group)
+            salt = self._indexer.salt(group.name)
+            made = self._transforms.distinct(block.groups[group.name], group=group.name, salt=salt)
             sizes += row_bytes(made.group.rows, group)[made.group.inverse]
         return sizes
-
-    def _distinct(self, block: SampleBlock, group: GroupSchema) -> Deduplicated:
-        rows, salt = block.groups[group.name], self._indexer.salt(group.name)
-        return self._transforms.distinct(rows, group=group.name, salt=salt)
 
 
 def concat_samples(blocks: Sequence[SampleBlock]) -> SampleBlock:
@@ -207,10 +262,19 @@ def concat_samples(blocks: Sequence[SampleBlock]) -> SampleBlock:
 
 
 def slice_samples(block: SampleBlock, start: int, stop: int) -> SampleBlock:
-    """Samples [start, stop)."""
+    """Samples [start, stop), as views."""
     if start == 0 and stop >= block.num_samples:
         return block
-    return take_samples(block, np.arange(start, min(stop, block.num_samples)))
+    part = slice(start, stop)
+    return SampleBlock(
+        offsets=block.offsets[part],
+        event_times_ms=block.event_times_ms[part],
+        append_times_ms=block.append_times_ms[part],
+        labels=block.labels[part],
+        weights=block.weights[part],
+        scores=block.scores[part],
+        groups={name: rows.slice(start, stop) for name, rows in block.groups.items()},
+    )
 
 
 def take_samples(block: SampleBlock, indices: Int64) -> SampleBlock:

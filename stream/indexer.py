@@ -6,21 +6,22 @@ Losing the index costs bytes, never samples: without an answer every row stands 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from dedup_cache import (
     BatchSchema,
-    Deduplicated,
     EvictionPolicyError,
-    Group,
     GroupSchema,
+    Held,
+    Pool,
+    Slicing,
     StoreUnavailable,
     ValueKey,
-    check_bits,
+    distinct,
     encode_rows,
-    refer,
 )
 from dedup_cache.arrays import Bool, Int64, UInt64
 from dedup_cache.assign import Assignment, IndexStore
@@ -43,18 +44,40 @@ class ShippedValue:
     blob: bytes
 
     @property
+    def place(self) -> tuple[str, str, int]:
+        """What it is the value of."""
+        return (self.generation, self.group, self.row_id)
+
+    @property
     def key(self) -> bytes:
         """Key of its record."""
         return ValueKey(self.generation, self.group, self.row_id).encode()
 
 
+class References(NamedTuple):
+    """What a group of a batch says of its U rows: ids int64[U] (-1: none), inline bool[U]."""
+
+    ids: Int64
+    inline: Bool
+
+
 @dataclass(frozen=True, slots=True)
 class Indexed:
-    """The groups of one batch with their ids, all of one generation, and the values that have yet to be shipped."""
+    """Ids of the rows that many batches are made of, all of one generation, and the values that are not known yet."""
 
-    groups: dict[str, Group]
-    values: list[ShippedValue]
-    generation: str
+    generation: str = NO_GENERATION
+    ids: dict[str, Int64] = field(default_factory=dict)
+    """By group, where any row has one: int64[R], -1 where it has none."""
+    unknown: dict[str, dict[int, ShippedValue]] = field(default_factory=dict)
+    """By group and id."""
+
+    def references(self, group: str, chosen: Int64) -> References | None:
+        """Of the rows `chosen` int64[U]; None where all of them stand inline."""
+        if group not in self.ids:
+            return None
+        ids = self.ids[group][chosen]
+        inline = ids < 0
+        return None if inline.all() else References(ids, inline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,34 +96,42 @@ class Indexer:
         self._policy = policy
         self._schemas = {group.name: group for group in schema.groups}
         self._salts = {group.name: schema.group_salt(group) for group in schema.groups}
-        self._shipping: dict[bytes, ShippedValue] = {}
+        self._shipping: dict[tuple[str, str, int], ShippedValue] = {}
         self._errors = 0
 
     def salt(self, group: str) -> bytes:
         """What the fingerprints of a group begin with: another schema gives other fingerprints."""
         return self._salts[group]
 
-    def index(self, distinct: dict[str, Deduplicated]) -> Indexed:
+    def index(self, held: dict[str, Held]) -> Indexed:
         """Ids for the rows that are worth one. Without an answer of the store: none, everything inline."""
-        large = {name: self._large(d.group.rows, name=name) for name, d in distinct.items()}
-        wanted = {name: d.fingerprints[large[name]] for name, d in distinct.items() if large[name].any()}
-        groups = {name: d.group for name, d in distinct.items()}
-        assignments = self._assign(wanted) if wanted else None
+        large = {name: self._large(group, name=name) for name, group in held.items()}
+        large = {name: rows for name, rows in large.items() if rows.size}
+        found = {name: distinct(held[name].fingerprints[rows]) for name, rows in large.items()}
+        prints = {name: held[name].fingerprints[rows[found[name].first]] for name, rows in large.items()}
+        assignments = self._assign(prints) if prints else None
         if assignments is None:
-            return Indexed(groups, [], NO_GENERATION)
-        values: list[ShippedValue] = []
+            return Indexed()
+        ids, unknown = {}, {}
         for name, assignment in assignments.items():
-            group, prints = distinct[name]
-            ids = np.full(group.rows.num_rows, -1, np.int64)
-            ids[large[name]] = assignment.ids
-            groups[name] = refer(group, ids=ids, checks=check_bits(prints), inline=~large[name])
-            unknown = np.flatnonzero(~assignment.known)
-            values += self._values(distinct[name], np.flatnonzero(large[name]), unknown, name=name, of=assignment)
-        return Indexed(groups, values, next(iter(assignments.values())).generation)
+            ids[name] = np.full(held[name].pool.num_rows, -1, np.int64)
+            ids[name][large[name]] = assignment.ids[found[name].inverse]
+            rows = large[name][found[name].first]
+            unknown[name] = self._unknown(held[name].pool, rows, prints[name], name=name, of=assignment)
+        return Indexed(next(iter(assignments.values())).generation, ids, unknown)
+
+    def values(self, indexed: Indexed, ids: dict[str, Int64]) -> list[ShippedValue]:
+        """What a batch that names these rows has to ship: not known, and not in the open transaction."""
+        return [
+            value
+            for name, named in ids.items()
+            for row_id in named.tolist()
+            if (value := indexed.unknown[name].get(row_id)) is not None and value.place not in self._shipping
+        ]
 
     def ship(self, values: list[ShippedValue]) -> None:
         """These go into the open transaction."""
-        self._shipping.update((value.key, value) for value in values)
+        self._shipping.update((value.place, value) for value in values)
 
     def aborted(self) -> None:
         """The transaction is gone, and with it what it shipped."""
@@ -123,10 +154,10 @@ class Indexer:
         errors, self._errors = self._errors, 0
         return errors
 
-    def _large(self, rows: Rows, *, name: str) -> Bool:
-        """bool[U]: the rows that go by reference."""
-        sizes = row_bytes(rows, self._schemas[name])
-        return (sizes > self._policy.inline_bytes) & (sizes <= self._policy.max_value_bytes)
+    def _large(self, held: Held, *, name: str) -> Int64:
+        """The numbers of the rows that go by reference."""
+        sizes = _encoded_bytes(held.pool.row_ids(), self._schemas[name])
+        return np.flatnonzero((sizes > self._policy.inline_bytes) & (sizes <= self._policy.max_value_bytes))
 
     def _assign(self, wanted: dict[str, UInt64]) -> dict[str, Assignment] | None:
         """By group, ids for fingerprints, all of one generation; None without them."""
@@ -139,20 +170,17 @@ class Indexer:
             self._note(error)
         return None
 
-    def _values(
-        self, deduplicated: Deduplicated, large: Int64, unknown: Int64, *, name: str, of: Assignment
-    ) -> list[ShippedValue]:
-        """Those of the large rows that are `unknown` (places among the large ones)."""
-        if not unknown.size:
-            return []
-        rows, ids = large[unknown], of.ids[unknown].tolist()
-        blobs = encode_rows(deduplicated.group.rows.take(rows), self._schemas[name])
-        prints = deduplicated.fingerprints[rows].tolist()
-        made = (
-            ShippedValue(of.generation, name, row_id, (low, high), blob)
-            for row_id, (low, high), blob in zip(ids, prints, blobs, strict=True)
-        )
-        return [value for value in made if value.key not in self._shipping]
+    def _unknown(
+        self, pool: Pool, rows: Int64, prints: UInt64, *, name: str, of: Assignment
+    ) -> dict[int, ShippedValue]:
+        """Those of the `rows` whose values nobody has, by id."""
+        missing = np.flatnonzero(~of.known)
+        if not missing.size:
+            return {}
+        schema = self._schemas[name]
+        blobs = encode_rows(pool.take(rows[missing], slicing=(Slicing.NEVER,) * len(schema.lists)), schema)
+        of_rows = zip(of.ids[missing].tolist(), prints[missing].tolist(), blobs, strict=True)
+        return {row_id: ShippedValue(of.generation, name, row_id, (low, high), b) for row_id, (low, high), b in of_rows}
 
     def _note(self, error: Exception) -> None:
         self._errors += 1
@@ -165,4 +193,14 @@ def row_bytes(rows: Rows, group: GroupSchema) -> Int64:
     ids = np.zeros(rows.num_rows, np.int64)
     for column in rows.lists.values():
         ids += column.lengths
-    return 16 + 4 * (len(group.dense) + len(group.lists)) + 8 * ids
+    return _encoded_bytes(ids, group)
+
+
+def most_row_bytes(rows: Rows, group: GroupSchema) -> int:
+    """No row is larger, encoded."""
+    longest = np.array([sum(int(column.lengths.max(initial=0)) for column in rows.lists.values())])
+    return int(_encoded_bytes(longest, group)[0])
+
+
+def _encoded_bytes(row_ids: Int64, group: GroupSchema) -> Int64:
+    return 16 + 4 * (len(group.dense) + len(group.lists)) + 8 * row_ids

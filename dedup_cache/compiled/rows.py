@@ -17,16 +17,19 @@ _M5 = np.uint64(0xE7037ED1A0B428DB)
 _M6 = np.uint64(0x8EBC6AF09C88C6E3)
 _FMIX_1 = np.uint64(0xFF51AFD7ED558CCD)
 _FMIX_2 = np.uint64(0xC4CEB9FE1A85EC53)
+_INT32, _INT64 = np.dtype(np.int32), np.dtype(np.int64)
 _29, _32, _33 = np.uint64(29), np.uint64(32), np.uint64(33)
 
 
 def fits(values: AnyArray, starts: AnyArray, lengths: AnyArray) -> bool:
     """Whether the kernels are compiled for arrays of these types and layouts."""
     return (
-        values.dtype == np.int64
-        and lengths.dtype == np.int32
-        and starts.dtype in (np.int32, np.int64)
-        and all(array.flags.c_contiguous and array.flags.writeable for array in (values, starts, lengths))
+        values.dtype == _INT64
+        and lengths.dtype == _INT32
+        and starts.dtype in (_INT32, _INT64)
+        and values.flags.carray
+        and starts.flags.carray
+        and lengths.flags.carray
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from dedup_cache.compiled import rows
+from dedup_cache.compiled import arrange, distinct, rows
 from stream.compiled.json_scan import scan
 from stream.compiled.text_hash import hash_spans
 from stream.json_columns import JsonColumns
@@ -27,7 +27,7 @@ def is_cached() -> bool:
 def _samples() -> list[tuple[Any, tuple[object, ...]]]:
     record = JsonColumns({"a": "id"}, choices={}).arguments([b'{"a":1}'])
     text = (np.frombuffer(b"a", np.uint8), np.zeros(1, np.int64), np.zeros(1, np.uint64))
-    return [(scan, record), (hash_spans, text), *rows.samples()]
+    return [(scan, record), (hash_spans, text), *rows.samples(), *distinct.samples(), *arrange.samples()]
 
 
 def _has(kernel: Any, arguments: tuple[object, ...]) -> bool:
