@@ -6,7 +6,8 @@ Letters in shapes: U fingerprints of one call.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -30,8 +31,23 @@ class Assignment(NamedTuple):
     generation: str
 
 
+@dataclass(slots=True)
+class Waits:
+    """What asking a store has cost so far."""
+
+    calls: int = 0
+    waited_ms: int = 0
+    """From the beginning of a call to its answer or failure."""
+    refused: int = 0
+    """Calls that were not made: the store is silent, or so slow that waiting for it costs too much of the time."""
+
+
 class IndexStore(Protocol):
     """What hands out ids. Ids are numbers from 0, unique over all groups of a generation, never changed or reused."""
+
+    @property
+    def waits(self) -> Waits:
+        """What asking has cost so far."""
 
     @property
     def generation(self) -> str:
@@ -42,6 +58,9 @@ class IndexStore(Protocol):
 
         Raises StoreUnavailable; the caller then goes on with values inline.
         """
+
+    def assign_groups(self, wanted: Mapping[str, UInt64]) -> dict[str, Assignment]:
+        """`assign` for several groups at once, all ids of one generation; of none, it only asks for the generation."""
 
     def mark_known(
         self,
@@ -73,6 +92,7 @@ class MemoryStore:
         self._table = FingerprintTable()
         self._next = 0
         self._values: dict[tuple[str, int], tuple[int, bytes]] = {}
+        self.waits = Waits()
 
     @property
     def generation(self) -> str:
@@ -91,6 +111,10 @@ class MemoryStore:
             self._next += first.size
             entries[missing] = fresh[inverse]
         return unpack(entries, self._generation)
+
+    def assign_groups(self, wanted: Mapping[str, UInt64]) -> dict[str, Assignment]:
+        """See IndexStore."""
+        return {group: self.assign(group, prints) for group, prints in wanted.items()}
 
     def mark_known(
         self,

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from dedup_cache.arrays import Int64, UInt32, UInt64
-from dedup_cache.assign import Assignment, IndexStore, group_keys, unpack
+from dedup_cache.assign import Assignment, IndexStore, Waits, group_keys, unpack
+from dedup_cache.clock import monotonic_ms
 from dedup_cache.table import FingerprintTable
+
+CONFIRM_MS = 60_000
+"""A generation that is over is named no longer than this by a worker that remembers all it needs."""
 
 
 class NearCache:
     """An IndexStore in front of another one.
 
-    An id never changes within a generation, so an entry is valid for ever and forgetting one is harmless. The memory is
-    two tables of at most `max_entries / 2`: when the young one is full it becomes the old one, and what is found in the
-    old one moves to the young one. One thread at a time.
+    An id never changes within a generation, so forgetting an entry is harmless; that the generation still goes on is
+    confirmed every minute. The memory is two tables of at most `max_entries / 2`: when the young one is full it becomes
+    the old one, and what is found in the old one moves to the young one. One thread at a time.
     """
 
-    def __init__(self, store: IndexStore, *, max_entries: int = 1 << 21) -> None:
+    def __init__(
+        self, store: IndexStore, *, max_entries: int = 1 << 21, clock_ms: Callable[[], int] = monotonic_ms
+    ) -> None:
         self._store = store
+        self._clock_ms = clock_ms
+        self._confirm_at_ms = clock_ms()
         self._half = max(1, max_entries // 2)
         self._generation = ""
         self._young, self._old = FingerprintTable(), FingerprintTable()
@@ -35,23 +43,49 @@ class NearCache:
         """The generation of all remembered ids; empty before the first answer."""
         return self._generation
 
+    @property
+    def waits(self) -> Waits:
+        """Of the store behind."""
+        return self._store.waits
+
     def assign(self, group: str, fingerprints: UInt64) -> Assignment:
         """See IndexStore; asks the store only for what is not remembered."""
-        keys = group_keys(group, fingerprints)
-        entries = self._find(keys)
-        missing = np.flatnonzero(entries < 0)
-        if missing.size:
-            answer = self._store.assign(group, fingerprints[missing])
-            if answer.generation != self._generation:
-                remembered = missing.size < entries.size
-                self._begin(answer.generation)
-                if remembered:
-                    return self.assign(group, fingerprints)
-            entries[missing] = 2 * answer.ids + answer.known
-            self._remember(keys[missing], entries[missing])
-        self.misses += missing.size
-        self.hits += entries.size - missing.size
-        return unpack(entries, self._generation)
+        return self.assign_groups({group: fingerprints})[group]
+
+    def assign_groups(self, wanted: Mapping[str, UInt64]) -> dict[str, Assignment]:
+        """See IndexStore; asks the store at most twice, whatever the number of groups."""
+        keys = {group: group_keys(group, prints) for group, prints in wanted.items()}
+        self._confirm()
+        entries = {group: self._find(part) for group, part in keys.items()}
+        missing = {group: np.flatnonzero(found < 0) for group, found in entries.items()}
+        asked = {group: wanted[group][places] for group, places in missing.items() if places.size}
+        if asked:
+            answers = self._store.assign_groups(asked)
+            if self._is_new(next(iter(answers.values())).generation) and any(
+                missing[group].size < found.size for group, found in entries.items()
+            ):
+                return self.assign_groups(wanted)
+            for group, answer in answers.items():
+                entries[group][missing[group]] = 2 * answer.ids + answer.known
+                self._remember(keys[group][missing[group]], entries[group][missing[group]])
+        unseen = sum(places.size for places in missing.values())
+        self.misses += unseen
+        self.hits += sum(found.size for found in entries.values()) - unseen
+        return {group: unpack(found, self._generation) for group, found in entries.items()}
+
+    def _confirm(self) -> None:
+        """Ask whether the generation goes on, when nothing was asked for a while."""
+        if self._generation and self._clock_ms() >= self._confirm_at_ms:
+            self._store.assign_groups({})
+            self._is_new(self._store.generation)
+
+    def _is_new(self, generation: str) -> bool:
+        """Whether the store answers in another generation than that of what is remembered, which is then forgotten."""
+        self._confirm_at_ms = self._clock_ms() + CONFIRM_MS
+        if generation == self._generation:
+            return False
+        self._begin(generation)
+        return True
 
     def mark_known(
         self,

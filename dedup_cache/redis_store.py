@@ -1,17 +1,18 @@
 """The index shared by all workers, in Redis. The only module that knows the redis client.
 
-Keys: `{namespace}:index` is a hash of the generation (a nonce and a part of the server's run id), the run id, the
-counter and the groups; `{namespace}:index:<generation>:ids:<group>` maps fingerprints to entries (2 * id + known), and
-`...:values:<group>` maps entries to check and value. Both scripts compare the run id first: a server that was
-restarted, perhaps from an old snapshot, starts a new generation and never hands out an id twice.
+Keys: `{namespace}:index` is a hash of the generation (a nonce and a part of the server's run id), the run id, when it
+began, the counter, the groups, and the generation before; `{namespace}:index:<generation>:ids:<group>` maps
+fingerprints to entries (2 * id + known), and `...:values:<group>` maps entries to check and value. Both scripts compare
+the run id first: a server that was restarted, perhaps from an old snapshot, starts a new generation and never hands out
+an id twice.
 """
 
 from __future__ import annotations
 
 import secrets
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, cast
 
@@ -21,8 +22,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from dedup_cache.arrays import Int64, UInt32, UInt64
-from dedup_cache.assign import Assignment, mismatch, unpack
+from dedup_cache.assign import Assignment, Waits, mismatch, unpack
 from dedup_cache.breaker import Breaker
+from dedup_cache.clock import monotonic_ms
 from dedup_cache.errors import EvictionPolicyError, StoreUnavailable
 from dedup_cache.fingerprint import check_bits
 
@@ -32,17 +34,24 @@ VALUE_BYTES_PER_CALL = 1 << 22
 CHECK_BYTES = 4
 
 
-def monotonic_ms() -> int:
-    """Return the clock that waits are measured by."""
-    return time.monotonic_ns() // 1_000_000
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """When a generation is over, and what is kept of it; together with `values`' retention what bounds the growth."""
+
+    generation_ms: int = 86_400_000
+    """So long after its first id, by the server's clock."""
+    generation_ids: int = 10_000_000
+    """After so many ids; a call may hand out more than are left."""
+    keep_values_ms: int = 86_400_000
+    """The values of the generation before this one stay so long, those of older ones not at all."""
 
 
 class RedisStore:
     """An IndexStore in Redis; see the module for its keys, IndexStore for its methods. One thread at a time.
 
-    No call waits much longer than `timeout_ms`. After a failure, calls are refused at once (StoreUnavailable) until the
-    breaker lets one try again. A server that may evict keys is refused with EvictionPolicyError. Values of a generation
-    that is over are kept for `keep_values_ms`. Nothing is sent before the first call.
+    No call waits much longer than `timeout_ms`. After a failure, or when waiting takes too much of the time, calls are
+    refused at once (StoreUnavailable) until the breaker lets one try again. A server that may evict keys is refused
+    with EvictionPolicyError. Nothing is sent before the first call.
     """
 
     def __init__(
@@ -51,7 +60,7 @@ class RedisStore:
         *,
         namespace: str,
         timeout_ms: int = 250,
-        keep_values_ms: int = 86_400_000,
+        lifetime: Lifetime = Lifetime(),
         breaker: Breaker | None = None,
         clock_ms: Callable[[], int] = monotonic_ms,
     ) -> None:
@@ -64,7 +73,7 @@ class RedisStore:
         )
         self._index = f"{{{namespace}}}:index"
         self._timeout_ms = timeout_ms
-        self._keep_values_ms = keep_values_ms
+        self._limits = (lifetime.keep_values_ms, lifetime.generation_ms, lifetime.generation_ids)
         self._breaker = breaker or Breaker()
         self._clock_ms = clock_ms
         self._assign = self._client.register_script(_script("assign.lua"))
@@ -72,6 +81,7 @@ class RedisStore:
         self._policy_checked = False
         self._generation = ""
         self._deadline_ms = 0
+        self.waits = Waits()
         self.failures = 0
         self.outdated_marks = 0
 
@@ -81,28 +91,40 @@ class RedisStore:
         return self._generation
 
     def assign(self, group: str, fingerprints: UInt64) -> Assignment:
-        """See IndexStore; one script call for every 8192 fingerprints."""
-        prints = np.ascontiguousarray(fingerprints, "<u8")
+        """See IndexStore."""
+        if not len(fingerprints):
+            return unpack(np.empty(0, np.int64), self._generation)
+        return self.assign_groups({group: fingerprints})[group]
+
+    def assign_groups(self, wanted: Mapping[str, UInt64]) -> dict[str, Assignment]:
+        """See IndexStore; one script call for every 8192 fingerprints, whatever their groups."""
+        prints = {group: np.ascontiguousarray(part, "<u8") for group, part in wanted.items()}
+        calls = list(_calls(prints)) or [[]]
         with self._call("assign"):
-            generations, entries = self._assign_all(group, prints)
+            generations, answers = self._assign_all(calls)
             if len(generations) > 1:  # a new generation began between two calls
-                generations, entries = self._assign_all(group, prints)
+                generations, answers = self._assign_all(calls)
             if len(generations) > 1:
                 raise redis.ConnectionError("the server's generation changes with every call")
-        if generations:
-            self._generation = generations.pop()
-        return unpack(np.frombuffer(entries, "<i8").astype(np.int64), self._generation)
+        self._generation = generations.pop()
+        entries: dict[str, list[bytes]] = {group: [] for group in prints}
+        for (group, _), packed in zip((part for call in calls for part in call), answers, strict=True):
+            entries[group].append(packed)
+        return {
+            group: unpack(np.frombuffer(b"".join(parts), "<i8").astype(np.int64), self._generation)
+            for group, parts in entries.items()
+        }
 
-    def _assign_all(self, group: str, prints: UInt64) -> tuple[set[str], bytes]:
+    def _assign_all(self, calls: Sequence[Sequence[tuple[str, bytes]]]) -> tuple[set[str], list[bytes]]:
         generations, entries = set(), []
-        for first in range(0, len(prints), FINGERPRINTS_PER_CALL):
+        for call in calls:
             self._check_deadline()
-            part = prints[first : first + FINGERPRINTS_PER_CALL].tobytes()
-            answer = self._assign(keys=[self._index], args=[group, secrets.token_hex(8), part, self._keep_values_ms])
-            generation, packed = cast("list[bytes]", answer)
+            parts = [one for part in call for one in part]
+            answer = self._assign(keys=[self._index], args=[secrets.token_hex(8), *self._limits, *parts])
+            generation, *packed = cast("list[bytes]", answer)
             generations.add(generation.decode())
-            entries.append(packed)
-        return generations, b"".join(entries)
+            entries += packed
+        return generations, entries
 
     def mark_known(
         self,
@@ -148,10 +170,10 @@ class RedisStore:
     @contextmanager
     def _call(self, name: str) -> Iterator[None]:
         """Turn everything the client raises into StoreUnavailable, and keep the breaker."""
-        wait_ms = self._breaker.wait_ms(self._clock_ms())
-        if wait_ms:
-            raise StoreUnavailable(f"{name}: Redis did not answer, next trial in {wait_ms} ms")
-        self._deadline_ms = self._clock_ms() + self._timeout_ms
+        if refusal := self._breaker.refusal(began_ms := self._clock_ms()):
+            self.waits.refused += 1
+            raise StoreUnavailable(f"{name}: {refusal}")
+        self._deadline_ms = began_ms + self._timeout_ms
         try:
             self._check_policy()
             yield
@@ -160,7 +182,13 @@ class RedisStore:
             self._policy_checked = False
             self._breaker.failed(self._clock_ms())
             raise StoreUnavailable(f"{name}: Redis: {type(error).__name__}: {error}") from error
-        self._breaker.succeeded()
+        else:
+            self._breaker.succeeded()
+        finally:
+            waited_ms = (now_ms := self._clock_ms()) - began_ms
+            self._breaker.waited(waited_ms, now_ms=now_ms)
+            self.waits.calls += 1
+            self.waits.waited_ms += waited_ms
 
     def _check_deadline(self) -> None:
         if self._clock_ms() > self._deadline_ms:
@@ -186,6 +214,23 @@ def _fields(column: np.ndarray[Any, np.dtype[Any]], width: int) -> list[bytes]:
     """Cut an array's bytes into pieces of one number each."""
     data = column.tobytes()
     return [data[at : at + width] for at in range(0, len(data), width)]
+
+
+def _calls(prints: Mapping[str, UInt64]) -> Iterator[list[tuple[str, bytes]]]:
+    """Yield (group, bytes of fingerprints) of each call: at most FINGERPRINTS_PER_CALL fingerprints together."""
+    call: list[tuple[str, bytes]] = []
+    room = FINGERPRINTS_PER_CALL
+    for group, part in prints.items():
+        first = 0
+        while first < len(part):
+            taken = part[first : first + room]
+            call.append((group, taken.tobytes()))
+            first, room = first + len(taken), room - len(taken)
+            if not room:
+                yield call
+                call, room = [], FINGERPRINTS_PER_CALL
+    if call:
+        yield call
 
 
 def _parts(sizes: Sequence[int]) -> Iterator[slice]:

@@ -23,11 +23,11 @@ from faust.app.base import BootStrategy
 from faust.web import Request, Response, View
 from mode import ServiceT
 
-from dedup_cache import NearCache, RedisStore
 from stream.config import Config
 from stream.context import Clock, WorkerContext, no_crash
 from stream.control_plane import ControlPlane
 from stream.data_path import DataPath
+from stream.index_store import open_store
 from stream.log import configure_logging
 from stream.metrics import WorkerMetrics
 from stream.status import status
@@ -91,14 +91,10 @@ class Host:
         self._on_listening = on_listening
         name = config.stream.worker_id or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._name = name
-        redis = config.redis
         self._context = WorkerContext(
             transactional_id=f"{config.stream.group_id}-{name}",
             clock=Clock(lambda: time.time_ns() // 1_000_000, lambda: time.monotonic_ns() // 1_000_000),
-            store=NearCache(
-                RedisStore(redis.url, namespace=redis.namespace, timeout_ms=redis.timeout_ms),
-                max_entries=config.dedup.near_cache_entries,
-            ),
+            store=open_store(config),
             overrides=overrides,
             crash_point=crash_point,
         )

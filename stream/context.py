@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from dedup_cache import NearCache
 from stream.ageing import CloseOrder
 from stream.counters import Ages, Counters
+from stream.index_store import IndexWatch
 from stream.status import Mode
 from stream.takeover import Overrides
 from stream.transaction import CrashPoint
@@ -56,5 +57,6 @@ class WorkerContext:
     orders: Orders = field(default_factory=Orders)
     counters: Counters = field(default_factory=Counters)
     ages: Ages = field(default_factory=Ages)
+    index_watch: IndexWatch = field(default_factory=IndexWatch)
     overrides: Overrides = field(default_factory=Overrides)
     crash_point: CrashPoint = no_crash

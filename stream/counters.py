@@ -45,6 +45,8 @@ class Counters:
     near_hits: int = 0
     near_misses: int = 0
     redis_errors: int = 0
+    redis_wait_ms: int = 0
+    redis_refused: int = 0
     kafka_errors: int = 0
     restarts: int = 0
 

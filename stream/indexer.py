@@ -5,7 +5,6 @@ Losing the index costs bytes, never samples: without an answer every row stands 
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -27,9 +26,6 @@ from dedup_cache.arrays import Bool, Int64, UInt64
 from dedup_cache.assign import Assignment, IndexStore
 from dedup_cache.jagged import Rows
 
-logger = logging.getLogger("stream.indexer")
-
-ASSIGN_ATTEMPTS = 2
 NO_GENERATION = ""
 
 
@@ -98,6 +94,8 @@ class Indexer:
         self._salts = {group.name: schema.group_salt(group) for group in schema.groups}
         self._shipping: dict[tuple[str, str, int], ShippedValue] = {}
         self._errors = 0
+        self.last_error = ""
+        """Why the store gave no answer, the last time."""
 
     def salt(self, group: str) -> bytes:
         """What the fingerprints of a group begin with: another schema gives other fingerprints."""
@@ -162,13 +160,10 @@ class Indexer:
     def _assign(self, wanted: dict[str, UInt64]) -> dict[str, Assignment] | None:
         """By group, ids for fingerprints, all of one generation; None without them."""
         try:
-            for _ in range(ASSIGN_ATTEMPTS):
-                assigned = {name: self._store.assign(name, prints) for name, prints in wanted.items()}
-                if len({assignment.generation for assignment in assigned.values()}) <= 1:
-                    return assigned
+            return self._store.assign_groups(wanted)
         except (StoreUnavailable, EvictionPolicyError) as error:
             self._note(error)
-        return None
+            return None
 
     def _unknown(
         self, pool: Pool, rows: Int64, prints: UInt64, *, name: str, of: Assignment
@@ -184,8 +179,7 @@ class Indexer:
 
     def _note(self, error: Exception) -> None:
         self._errors += 1
-        if self._errors == 1:
-            logger.warning("values stand inline", extra={"reason": str(error)})
+        self.last_error = str(error)
 
 
 def row_bytes(rows: Rows, group: GroupSchema) -> Int64:

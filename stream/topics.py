@@ -9,6 +9,7 @@ from stream.kafka import TopicExists, create_topic, partition_count, topic_setti
 
 MIB = 1 << 20
 DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
 RECORD_OVERHEAD_BYTES = 64 * 1024
 """Headers, framing and the safetensors head on top of a payload."""
 
@@ -35,8 +36,8 @@ def topic_specs(config: Config) -> tuple[TopicSpec, ...]:
     """Every topic of the configuration.
 
     `interactions` is stamped by the broker: records stamped by their own time would be deleted at once when they are
-    old. `journal` is never deleted. `values` is compacted by key. What carries a source record besides its reason is
-    allowed to be larger than the source.
+    old. `journal` is never deleted. `values` is compacted by key and outlives every batch that may name a value. What
+    carries a source record besides its reason is allowed to be larger than the source.
     """
     topics, wanted = config.topics, config.topics.partitions
     retention = str(topics.retention_ms or -1)
@@ -67,12 +68,23 @@ def topic_specs(config: Config) -> tuple[TopicSpec, ...]:
         TopicSpec(
             topics.batches,
             wanted,
-            {"cleanup.policy": "delete", "retention.ms": retention, "max.message.bytes": str(batch_bytes)},
+            {
+                "cleanup.policy": "delete",
+                "retention.ms": retention,
+                "segment.ms": str(_segment_ms(config)),
+                "max.message.bytes": str(batch_bytes),
+            },
         ),
         TopicSpec(
             topics.values,
             wanted,
-            {"cleanup.policy": "compact", "max.message.bytes": str(max(batch_bytes, source_bytes + MIB))},
+            {
+                "cleanup.policy": "compact,delete",
+                "retention.ms": str(_values_retention_ms(config, topics.retention_ms, _segment_ms(config))),
+                "segment.ms": str(_segment_ms(config)),
+                "message.timestamp.type": "LogAppendTime",
+                "max.message.bytes": str(max(batch_bytes, source_bytes + MIB)),
+            },
         ),
         TopicSpec(topics.late, wanted, reject),
         TopicSpec(topics.quarantine, wanted, reject),
@@ -120,6 +132,11 @@ def check_topics(config: Config) -> list[str]:
             f"{config.topics.interactions} has retention.ms={kept}, but open sessions may need {needed} ms: a longer "
             "outage would lose events; raise it"
         )
+    if settings[config.topics.values].get("cleanup.policy") == "compact":
+        warnings.append(
+            f"{config.topics.values} has cleanup.policy=compact and grows for ever; set it to compact,delete with "
+            f"retention.ms={_needed_values_retention_ms(config, settings[config.topics.batches])}"
+        )
     warnings.extend(
         f"{name} takes smaller records than {config.topics.interactions} (max.message.bytes): the bytes of the largest "
         "will be replaced by their size and digest"
@@ -149,6 +166,46 @@ def _refuse(config: Config, settings: dict[str, dict[str, str]]) -> None:
             f"topic '{topics.batches}' takes at most {limit} bytes (max.message.bytes), batch.max_bytes is {least}: "
             f"raise the one to {least + RECORD_OVERHEAD_BYTES} or lower the other"
         )
+    _refuse_short_values(config, settings)
+
+
+def _refuse_short_values(config: Config, settings: dict[str, dict[str, str]]) -> None:
+    topics = config.topics
+    values = settings[topics.values]
+    if "delete" not in values.get("cleanup.policy", "delete"):
+        return
+    needed = _needed_values_retention_ms(config, settings[topics.batches])
+    kept = _retention_ms(values)
+    if kept >= 0 and (needed < 0 or kept < needed):
+        raise TopicError(
+            f"topic '{topics.values}' has retention.ms={kept}: values that batches in '{topics.batches}' name would be "
+            f"deleted; set it to {needed} (retention.ms and segment.ms of those, dedup.generation_ms and an hour)"
+        )
+    if int(values.get("retention.bytes", -1)) >= 0:
+        raise TopicError(
+            f"topic '{topics.values}' has retention.bytes={values['retention.bytes']}: values that batches name would "
+            "be deleted; set retention.bytes=-1"
+        )
+
+
+def _needed_values_retention_ms(config: Config, batches: dict[str, str]) -> int:
+    """For the topic of the batches as it is; -1: for ever."""
+    return _values_retention_ms(config, max(0, _retention_ms(batches)), int(batches.get("segment.ms", 7 * DAY_MS)))
+
+
+def _values_retention_ms(config: Config, batches_retention_ms: int, segment_ms: int) -> int:
+    """A value is shipped in its generation, named until that ends, and read as long as the last batch stands.
+
+    A batch stands until the whole segment that it is in is old enough. -1: for ever; retention 0 means that of batches.
+    """
+    if not batches_retention_ms:
+        return -1
+    return batches_retention_ms + segment_ms + config.dedup.generation_ms + HOUR_MS
+
+
+def _segment_ms(config: Config) -> int:
+    """Of `batches` and `values`: what is over may stand so much longer."""
+    return min(DAY_MS, max(HOUR_MS, config.topics.retention_ms or DAY_MS))
 
 
 def _retention_ms(settings: dict[str, str]) -> int:

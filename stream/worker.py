@@ -271,7 +271,10 @@ class StreamWorker:
     def _count_near_cache(self) -> None:
         store, indexer = self._context.store, self._edges.indexer
         self._counters.near_hits, self._counters.near_misses = store.hits, store.misses
-        self._counters.redis_errors += indexer.take_errors()
+        self._counters.redis_wait_ms, self._counters.redis_refused = store.waits.waited_ms, store.waits.refused
+        self._counters.redis_errors += (errors := indexer.take_errors())
+        now_ms = self._clock.monotonic_ms()
+        self._context.index_watch.saw(errors, reason=indexer.last_error, waits=store.waits, now_ms=now_ms)
 
     def _start_over(self, error: TransactionAborted) -> None:
         """An abort is not a crash: what was in the transaction is dropped here as well, and made again from the log.

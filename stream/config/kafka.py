@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import msgspec
+
 from stream.config.section import Name, NonNegative, Positive, Section
 
 
@@ -42,3 +46,6 @@ class RedisConfig(Section, frozen=True):
     namespace: Name = "recd"
     timeout_ms: Positive = 250
     """Longest wait for one answer; after it the worker goes on with values inline."""
+    max_wait_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.25
+    """Share of the time that a worker may wait for Redis; where answers are so slow that it would be more, values go
+    inline in between. 1 waits as long as it takes."""

@@ -45,6 +45,11 @@ class DedupConfig(Section, frozen=True):
     inline_bytes: NonNegative = 1024
     """Encoded rows above this are shipped once, by global id, on the `values` topic."""
     near_cache_entries: Positive = 1_000_000
+    generation_ms: Positive = 86_400_000
+    """Ids are counted from 0 again and values shipped again after so long, so that `values` and Redis stay bounded:
+    `values` keeps what it got for so long and as long as `batches` keeps batches."""
+    generation_ids: Positive = 10_000_000
+    """The same after so many ids: Redis holds at most those of two generations."""
     salt: str = "1"
     """Version of the feature transforms; part of every fingerprint."""
 

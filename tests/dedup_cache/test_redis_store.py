@@ -18,7 +18,7 @@ import redis
 
 from dedup_cache import EvictionPolicyError, StoreUnavailable, check_bits
 from dedup_cache.breaker import Breaker
-from dedup_cache.redis_store import RedisStore
+from dedup_cache.redis_store import Lifetime, RedisStore
 from recd.embedded import EmbeddedRedis
 
 
@@ -93,7 +93,10 @@ def test_a_restart_begins_a_generation_even_with_the_same_nonce(
 
 
 def test_an_old_generation_keeps_its_values_for_a_while(private_redis: EmbeddedRedis) -> None:
-    with store_of(private_redis, keep_values_ms=100_000) as store, client_of(private_redis) as client:
+    with (
+        store_of(private_redis, lifetime=Lifetime(keep_values_ms=100_000)) as store,
+        client_of(private_redis) as client,
+    ):
         made = store.assign("user", prints_of(1, 2))
         store.mark_known("user", made.ids, prints_of(1, 2), [b"one", b"two"])
         private_redis.stop()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -187,29 +186,15 @@ class Unreachable(MemoryStore):
         raise StoreUnavailable("gone")
 
 
-class Fickle(MemoryStore):
-    """A store whose generation changes between the groups of one batch, so many times."""
-
-    def __init__(self, changes: int) -> None:
-        super().__init__()
-        self.changes = changes
-
-    def assign(self, group: str, fingerprints: UInt64) -> Assignment:
-        answer = super().assign(group, fingerprints)
-        self.changes -= 1
-        return answer._replace(generation=f"g{max(0, self.changes)}")
-
-
-@pytest.mark.parametrize(("store", "generation"), [(Unreachable(), ""), (Fickle(3), "g0"), (Fickle(100), "")])
-def test_without_one_generation_everything_is_inline(store: MemoryStore, generation: str) -> None:
-    cutter, indexer = builder(store, inline_bytes=0)
+def test_without_an_answer_everything_is_inline() -> None:
+    cutter, indexer = builder(Unreachable(), inline_bytes=0)
     (built,) = cutter.add(block(0, [(1.0, [1], [2])] * 4), now_ms=NOW_MS).batches
     batch = decode(built.payload, SCHEMA)
-    assert batch.meta.generation == generation
-    if not generation:
-        assert not built.values
-        assert all(group.ids is None for group in batch.groups.values())
-    assert indexer.take_errors() == isinstance(store, Unreachable)
+    assert batch.meta.generation == ""
+    assert not built.values
+    assert all(group.ids is None for group in batch.groups.values())
+    assert (indexer.take_errors(), indexer.last_error) == (1, "gone")
+    assert indexer.take_errors() == 0
 
 
 def test_row_bytes_are_those_of_the_blobs() -> None:

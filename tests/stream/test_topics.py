@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recd.embedded import EmbeddedKafka
-from stream.config import BatchConfig, Config, EventsConfig, KafkaConfig, TopicsConfig
+from stream.config import BatchConfig, Config, DedupConfig, EventsConfig, KafkaConfig, TopicsConfig
 from stream.kafka import create_topic, partition_count, topic_settings
 from stream.topics import TopicError, check_topics, create_topics
 
@@ -32,7 +32,10 @@ def test_created_with_their_settings(config: Config) -> None:
         for name in ("interactions", "batches", "values", "late", "quarantine", "journal")
     }
     assert settings["interactions"]["message.timestamp.type"] == "LogAppendTime"
-    assert settings["values"]["cleanup.policy"] == "compact"
+    assert settings["values"]["cleanup.policy"] == "compact,delete"
+    kept = {name: int(settings[name]["retention.ms"]) for name in ("values", "batches")}
+    stands_ms = kept["batches"] + int(settings["batches"]["segment.ms"])
+    assert kept["values"] > stands_ms + DedupConfig().generation_ms, "a batch outlives the values that it names"
     assert (settings["journal"]["cleanup.policy"], settings["journal"]["retention.ms"]) == ("delete", "-1")
     limit = {name: int(of["max.message.bytes"]) for name, of in settings.items()}
     assert limit["interactions"] > EventsConfig().max_bytes, "what is refused must arrive to be quarantined"
@@ -52,6 +55,8 @@ def test_creating_again_changes_nothing(config: Config) -> None:
         ("interactions", {"cleanup.policy": "compact"}, "cleanup.policy=compact"),
         ("journal", {"retention.ms": "1000"}, "the journal must outlive the log"),
         ("batches", {"max.message.bytes": "1000000"}, "batch.max_bytes"),
+        ("values", {"cleanup.policy": "compact,delete", "retention.ms": "700000000"}, "set it to 781200000"),
+        ("values", {"retention.ms": "-1", "retention.bytes": "1000"}, "retention.bytes=1000"),
     ],
 )
 def test_what_would_lose_data_is_refused(config: Config, topic: str, setting: dict[str, str], match: str) -> None:

@@ -17,9 +17,9 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from dedup_cache import NearCache, RedisStore
 from stream.config import load
 from stream.context import Clock, Command, WorkerContext
+from stream.index_store import open_store
 from stream.log import configure_logging
 from stream.takeover import Overrides
 from stream.worker import StreamWorker
@@ -46,7 +46,7 @@ def main() -> None:
     context = WorkerContext(
         transactional_id=f"{config.stream.group_id}-{arguments.worker}",
         clock=Clock(lambda: time.time_ns() // 1_000_000, lambda: time.monotonic_ns() // 1_000_000),
-        store=NearCache(RedisStore(config.redis.url, namespace=config.redis.namespace)),
+        store=open_store(config),
         overrides=Overrides(set(arguments.accept_loss), arguments.close_all),
         crash_point=crash,
     )
