@@ -120,6 +120,7 @@ class DataPath(Service):
     def _run_worker(self) -> None:
         self._show(Mode.WAITING_FOR_BROKER, "")
         wait_for_broker(self._config.kafka, on_wait=self._on_wait)
+        logger.info("the broker answers")
         for warning in check_topics(self._config):
             logger.warning("topics", extra={"reason": warning})
         with self._lock:

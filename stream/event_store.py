@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -16,15 +14,6 @@ from stream.records import Rejected
 
 SLACK = 4096
 """Released events that may stay before the store is compacted, beside as many as are held."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Part:
-    """A stretch of one growing column of lists."""
-
-    values: _Growing
-    starts: _Growing
-    lengths: _Growing
 
 
 class _Growing:
@@ -54,6 +43,47 @@ class _Growing:
         self._size = self._array.shape[0]
 
 
+class _Lists:
+    """A growing column of lists: rows may share values, as those of a snapshot do, and then stay so."""
+
+    def __init__(self) -> None:
+        self._values = _Growing(np.int64)
+        self._starts = _Growing(np.int64)
+        self._lengths = _Growing(np.int32)
+        self._in_a_row = True
+        """Whether the rows lie one behind the other and cover all values."""
+
+    def append(self, column: Jagged) -> None:
+        self._in_a_row &= column.is_contiguous()
+        self._starts.append(self._values.used.shape[0] + column.starts.astype(np.int64))
+        self._lengths.append(column.lengths)
+        self._values.append(column.values)
+
+    def take(self, places: AnyArray | slice) -> Jagged:
+        """The rows at some places, nothing shared."""
+        starts, lengths = self._starts.used[places], self._lengths.used[places]
+        if isinstance(places, slice) and self._in_a_row:
+            first = int(starts[0])
+            return Jagged.from_lengths(self._values.used[first : first + int(lengths.sum(dtype=np.int64))], lengths)
+        return Jagged.from_lengths(gather(self._values.used, starts, lengths), lengths)
+
+    def keep(self, mask: AnyArray) -> None:
+        """Forget the other rows, and the values that only they have."""
+        self._starts.keep(mask)
+        self._lengths.keep(mask)
+        starts, lengths = self._starts.used, self._lengths.used
+        size, filled = self._values.used.shape[0], lengths > 0
+        opened = np.bincount(starts[filled], minlength=size + 1)
+        closed = np.bincount((starts + lengths)[filled], minlength=size + 1)
+        used = np.cumsum(opened - closed)[:size] > 0
+        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(used)])
+        starts[:] = before[starts]
+        self._values.keep(used)
+        ends = np.cumsum(lengths, dtype=np.int64)
+        total = int(ends[-1]) if ends.size else 0
+        self._in_a_row = total == int(before[-1]) and bool((ends - lengths == starts).all())
+
+
 class EventStore:
     """Holds events from their arrival until their session closes.
 
@@ -72,7 +102,7 @@ class EventStore:
         self._ids = _Growing(np.int64, empty.ids.shape[1])
         self._has_id = _Growing(np.bool_, empty.ids.shape[1])
         self._scores = _Growing(np.float32, empty.scores.shape[1])
-        self._lists = [_Part(_Growing(np.int64), _Growing(np.int64), _Growing(np.int32)) for _ in empty.lists]
+        self._lists = [_Lists() for _ in empty.lists]
         self._released = 0
 
     def append(self, block: EventBlock) -> None:
@@ -89,12 +119,8 @@ class EventStore:
         self._ids.append(impressions.ids)
         self._has_id.append(impressions.has_id)
         self._scores.append(impressions.scores)
-        for part, column in zip(self._lists, impressions.lists, strict=True):
-            values, lengths = column.compact()
-            starts = part.values.used.shape[0] + np.cumsum(lengths, dtype=np.int64) - lengths
-            part.values.append(values)
-            part.starts.append(starts)
-            part.lengths.append(lengths)
+        for lists, column in zip(self._lists, impressions.lists, strict=True):
+            lists.append(column)
 
     def rows(self, offsets: Int64) -> AnyArray:
         """EVENT[N] of the events at `offsets`."""
@@ -109,7 +135,7 @@ class EventStore:
             dense=self._dense.used[at],
             ids=self._ids.used[at],
             has_id=self._has_id.used[at],
-            lists=tuple(_take(part, at) for part in self._lists),
+            lists=tuple(lists.take(at) for lists in self._lists),
             scores=self._scores.used[at],
         )
 
@@ -154,8 +180,8 @@ class EventStore:
         held_impressions = held[self._rows.used["kind"] == IMPRESSION]
         for column in (self._rows, self._offsets, self._keys, self._record_keys, self._values, self._held):
             column.keep(held)
-        for part in self._lists:
-            _keep(part, held_impressions)
+        for lists in self._lists:
+            lists.keep(held_impressions)
         for column in (self._impression_offsets, self._dense, self._ids, self._has_id, self._scores):
             column.keep(held_impressions)
         self._released = 0
@@ -166,20 +192,3 @@ def _run(places: Int64) -> Int64 | slice:
     if places.size and int(places[-1]) - int(places[0]) + 1 == places.size:
         return slice(int(places[0]), int(places[-1]) + 1)
     return places
-
-
-def _take(part: _Part, places: AnyArray | slice) -> Jagged:
-    lengths = part.lengths.used[places]
-    if isinstance(places, slice):
-        first = int(part.starts.used[places.start])
-        return Jagged.from_lengths(part.values.used[first : first + int(lengths.sum(dtype=np.int64))], lengths)
-    return Jagged.from_lengths(gather(part.values.used, part.starts.used[places], lengths), lengths)
-
-
-def _keep(part: _Part, mask: AnyArray) -> None:
-    lengths = part.lengths.used
-    part.values.keep(np.repeat(mask, lengths))
-    part.lengths.keep(mask)
-    part.starts.keep(mask)
-    kept = part.lengths.used
-    part.starts.used[:] = np.cumsum(kept, dtype=np.int64) - kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from typing import Self
@@ -9,8 +10,9 @@ from typing import Self
 import numpy as np
 import pytest
 
+from stream.events import IMPRESSION
 from stream.kafka import Message
-from stream.pipeline import PartitionPipeline
+from stream.pipeline import PartitionPipeline, PipelineConfig
 from stream.snapshot_format import (
     Head,
     SnapshotError,
@@ -22,7 +24,7 @@ from stream.snapshot_format import (
 )
 from stream.snapshot_reader import LoadedSnapshot, load_snapshot
 from stream.snapshots import SnapshotLimits, Snapshots
-from tests.stream.pipeline_machine import APPEND_MS, CONFIG, PipelineMachine
+from tests.stream.pipeline_machine import APPEND_MS, CONFIG, PipelineMachine, Source, block_of
 from tests.stream.pipeline_machine import Snapshot as Taken
 from tests.stream.test_pipeline import random_source
 
@@ -101,6 +103,7 @@ def grow(machine: PipelineMachine, rng: random.Random, *, count: int) -> None:
 def test_every_snapshot_brings_the_pipeline_back(seed: int, topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stream.snapshots.SEGMENT_EVENTS", 15)
     monkeypatch.setattr("stream.snapshots.MOST_SEGMENTS", 4)
+    monkeypatch.setattr("stream.event_store.SLACK", seed)
     rng, machine = random.Random(seed), PipelineMachine()
     machine.clock_ms = 1_000
     snapshots = Snapshots(3, limits=LIMITS, next_offset=0)
@@ -120,6 +123,34 @@ def test_every_snapshot_brings_the_pipeline_back(seed: int, topic: Topic, monkey
     assert taken > 5
     machine.close_all()
     machine.same_as_oracle()
+
+
+def test_the_bytes_of_an_impression_are_not_kept_but_those_of_an_engagement(topic: Topic) -> None:
+    machine, ref = written(topic)
+    loaded = topic.load(ref)
+    for row, key, value in zip(loaded.events.rows, loaded.events.record_keys, loaded.events.values, strict=True):
+        [source] = [source for source in machine.log if source.offset == row["offset"]]
+        kept = (source.key, source.value) if row["kind"] != IMPRESSION else (None, None)
+        assert (key, value) == kept
+
+
+def test_equal_lists_are_written_once_and_stay_one_slice() -> None:
+    machine = PipelineMachine()
+    body = {"type": "impression", "event_time_ms": 100, "item_id": 1}
+    for i in range(8):
+        lists = {"recent": [1, 2, i // 4], "tags": ["a"]}
+        machine.log.append(Source(i, None, json.dumps(body | lists | {"event_id": i, "user_id": i}).encode(), None))
+    machine.pipeline.feed(block_of(machine.log))
+    events = machine.pipeline.held_events(machine.pipeline.held_offsets())
+    like = machine.pipeline.no_impressions()
+    found = decode_events(encode_events(events), like=like)
+    assert [column.values.shape[0] for column in found.impressions.lists] == [1, 6]
+    restored = PartitionPipeline.restore(
+        PipelineConfig.of(CONFIG), partition=3, state=machine.pipeline.state(), events=found
+    )
+    again = restored.held_events(restored.held_offsets())
+    for mine, theirs in zip(again.impressions.lists, events.impressions.lists, strict=True):
+        assert [row.tolist() for row in mine.rows()] == [row.tolist() for row in theirs.rows()]
 
 
 def written(topic: Topic, *, events: int = 80) -> tuple[PipelineMachine, SnapshotRef]:
