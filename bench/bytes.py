@@ -35,7 +35,7 @@ from recd.presets import preset_path
 from stream.builder import concat_samples, take_samples
 from stream.columns import batch_schema
 from stream.config import Config, FeatureConfig, load
-from stream.generator import event_renderer, world_options
+from stream.generator import DENSITY, event_renderer, world_options
 from stream.pipeline import PartitionPipeline, PipelineConfig
 from stream.records import CommitPoint, PipelineCounts, RecordBlock, SampleBlock
 from stream.traffic import traffic_options
@@ -72,9 +72,9 @@ class Size:
     compressed: float
 
 
-def generated(config: Config, *, seconds: float) -> Iterator[RecordBlock]:
-    """Events of the generator, every session whole."""
-    options = traffic_options("recd", max_events=1)
+def generated(config: Config, *, seconds: float, crowd: float = 1.0) -> Iterator[RecordBlock]:
+    """Events of the generator, every session whole; `crowd` times as many sessions at a time as by default."""
+    options = traffic_options("recd", max_events=1, rate=crowd * DENSITY)
     world = World(world_options(options, session_gap_ms=config.session.gap_ms))
     renderer = event_renderer(config, options=options, world=world, run="bench")
     offset = first_too_late = 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,7 +20,9 @@ from stream.archive.errors import ArchiveError, ArchiveGap, FileDamaged
 from stream.archive.history import ArchiveHistory
 from stream.archive.manifest import FileRecord, read_manifest
 from stream.archive.request import ArchiveReport
+from stream.archive.sample_files import plain_column
 from stream.archive.store import ArchiveStore
+from stream.columns import batch_schema
 from stream.kafka import end_offsets
 from stream.replay.errors import RangeGone
 from stream.replay.stretch import Bound
@@ -116,11 +119,25 @@ def test_archived_samples_are_those_of_the_batches(rig: Rig) -> None:
     killed_at(rig, "samples", "manifest_sent:1")
     archive(rig, "samples")
     store = ArchiveStore(rig.config.archive.url)
-    tables = [pq.read_table(Path(store.url) / file.path).to_pylist() for file in files(rig, "samples")]
-    rows = sorted((row for table in tables for row in table), key=lambda r: (r["recd.source_partition"], r["recd.seq"]))
+    tables = [pq.read_table(Path(store.url) / file.path) for file in files(rig, "samples")]
+    rows = sorted(
+        (row for table in tables for row in plain_rows(rig, table)),
+        key=lambda r: (r["recd.source_partition"], r["recd.seq"]),
+    )
     live = [row for batch in batches_of(rig.config, rig.config.topics.batches) for row in sample_rows(batch)]
     assert rows == sorted(live, key=lambda row: (row["recd.source_partition"], row["recd.seq"]))
     assert max(len(row["history"]) for row in rows) == 30
+
+
+def plain_rows(rig: Rig, table: pa.Table) -> list[dict[str, Any]]:
+    """Sample by sample, features expanded."""
+    own = table.select([name for name in table.column_names if name.startswith(("recd.", "label.", "score."))])
+    for group in batch_schema(rig.config).groups:
+        own = own.drop_columns(["recd.row." + group.name])
+        for name in (*group.dense, *group.lists):
+            own = own.append_column(name, plain_column(table, name, group=group.name))
+    rows: list[dict[str, Any]] = own.to_pylist()
+    return rows
 
 
 def sample_rows(batch: Any) -> list[dict[str, Any]]:
