@@ -8,6 +8,7 @@ from typing import Protocol
 
 import msgspec
 
+from stream.emitted import Emitted
 from stream.journal import (
     Advance,
     CommitMetadata,
@@ -57,6 +58,8 @@ class Found:
     """Why the journal cannot be read from where the commit says; there are no entries then."""
     partitions_before: int | None = None
     """Partitions of the topic when any other partition was last committed."""
+    emitted: Emitted | None = None
+    """What the batches say where nothing else is known of the partition."""
 
     @property
     def place(self) -> str:
@@ -102,8 +105,6 @@ def decide(found: Found, allowed: Allowed) -> Plan:
     Raises RecoveryError (stops the partition until an operator decides), JournalBehindError (look again).
     """
     last = found.last
-    if last is None and found.committed is None and not found.journal_cut:
-        return _first_start(found, allowed)
     notes: list[str] = []
     consequences: list[str] = []
 
@@ -111,7 +112,10 @@ def decide(found: Found, allowed: Allowed) -> Plan:
         notes.append(text)
         consequences.append(then)
 
-    if last is not None and last.topic_id != found.topic_id:
+    if last is None and found.committed is None and not found.journal_cut:
+        plan = _within_log(found, _first_start(found, problem), problem)
+        notes = notes or [START]
+    elif last is not None and last.topic_id != found.topic_id:
         problem(
             f"the topic was deleted and made again (id {found.topic_id}, the journal knows {last.topic_id})",
             then="starts at the beginning of the new log",
@@ -120,7 +124,7 @@ def decide(found: Found, allowed: Allowed) -> Plan:
     else:
         plan = _without_journal(found, problem) if found.journal_cut else _as_committed(found, problem)
         plan = _within_log(found, plan, problem)
-    if notes and not allowed.accept_loss:
+    if consequences and not allowed.accept_loss:
         _name_changed_parameters(found, plan, problem)
         raise RecoveryError(
             f"{found.place}: {'; '.join(notes)}. To go on: `recd stream --accept-loss {found.partition}`, "
@@ -139,13 +143,22 @@ def commit_metadata(found_place: str, committed: Committed | None) -> CommitMeta
         return None
 
 
-def _first_start(found: Found, allowed: Allowed) -> Plan:
-    before = found.partitions_before
-    note = START
+def _first_start(found: Found, problem: _Problem) -> Plan:
+    """Nothing is known of the partition: it is new, or all that was known is lost."""
+    before, emitted = found.partitions_before, found.emitted
     if before is not None and before != found.partitions:
-        note = _partitions_changed(found, before)
-        if not allowed.accept_loss:
-            raise RecoveryError(f"{found.place}: {note}. To go on: `recd stream --accept-loss {found.partition}`")
+        problem(_partitions_changed(found, before), then="may cut sessions under way in two")
+    if emitted is None:
+        return _beginning(found)
+    problem(
+        f"neither a committed offset nor a journal record is left, but '{emitted.topic}' has {emitted.seq} samples of "
+        f"it, up to offset {emitted.offset - 1}: from its beginning they would be made twice",
+        then=f"goes on at offset {emitted.offset} and drops the sessions that were open there",
+    )
+    return replace(_moved(_beginning(found), emitted.offset), seq=emitted.seq)
+
+
+def _beginning(found: Found) -> Plan:
     return Plan(
         start=CommitPoint(found.begin),
         resume=found.begin,
@@ -153,7 +166,6 @@ def _first_start(found: Found, allowed: Allowed) -> Plan:
         commit=0,
         advances=(),
         parameters=found.parameters,
-        note=note,
     )
 
 
@@ -177,7 +189,7 @@ def _as_committed(found: Found, problem: _Problem) -> Plan:
             then="goes on from the journal's last record, without a loss, or from that offset if there is none",
         )
         if last is None:
-            return _moved(_first_start(found, Allowed(accept_loss=True)), found.committed.offset)
+            return _moved(_beginning(found), found.committed.offset)
     if last is None:
         raise JournalBehindError(f"{found.place}: the journal has no record yet")
     if found.committed is None:
@@ -242,7 +254,8 @@ def _within_log(found: Found, plan: Plan, problem: _Problem) -> Plan:
     if plan.resume > found.end:
         problem(
             f"the log ends at offset {found.end}, but {plan.resume} was processed: its end was lost",
-            then=f"drops {'the open sessions' if plan.start.offset < plan.resume else 'nothing'} and goes on there",
+            then=f"drops {'the open sessions' if plan.start.offset < plan.resume else 'no session'}, goes on at the "
+            "end of the log and leaves out what was written since the loss",
         )
         return _moved(plan, found.end, watermark_ms=plan.start.watermark_ms)
     if plan.start.offset < found.begin:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import msgspec
@@ -11,6 +11,7 @@ import msgspec
 from dedup_cache import BatchSchema
 from stream.builder import BatchBuilder, BatchLimits
 from stream.config import Config
+from stream.emitted import Emitted, newest_batches
 from stream.idle import Silence
 from stream.indexer import Indexer
 from stream.journal import JournalMarks, JournalPart, Parameters, read_journals
@@ -36,7 +37,7 @@ PROBES_PER_IDLE = 4
 MIN_PROBE_MS, MAX_PROBE_MS = 50, 250
 
 
-JOURNAL, SNAPSHOT = "reading the journal", "reading a snapshot"
+JOURNAL, SNAPSHOT, BATCHES = "reading the journal", "reading a snapshot", "looking for batches of former times"
 OnWait = Callable[[str], object]
 
 
@@ -80,6 +81,8 @@ class _FoundJournal:
     part: JournalPart
     cut: str = ""
     """Why it cannot be read from where the commit says."""
+    emitted: Emitted | None = None
+    """What the batches say; looked for only where there is neither an entry nor a commit."""
 
 
 def probe_every_ms(config: Config) -> int:
@@ -122,6 +125,9 @@ class Takeover:
         taken = Taken([], {}, {}, source)
         commits = self._commits(consumer, partitions, later=taken.later)
         journals = self._journals(commits, journal_id=journal_id, on_wait=on_wait)
+        unknown = [p for p, committed in commits.items() if committed is None and not journals[p].part.entries]
+        for p, emitted in newest_batches(self._config, unknown, on_wait=partial(on_wait, BATCHES)).items():
+            journals[p] = replace(journals[p], emitted=emitted)
         opener = Opener(self._config, ends=self._snapshot_ends(), on_wait=partial(on_wait, SNAPSHOT))
         for partition, committed in commits.items():
             journal = journals[partition]
@@ -207,6 +213,7 @@ class Takeover:
             parameters=self._parameters,
             journal_cut=journal.cut,
             partitions_before=before,
+            emitted=journal.emitted,
         )
         return decide(found, self._overrides.of(partition))
 

@@ -22,8 +22,7 @@ def test_a_plan_kills_as_often_as_it_was_told_and_the_same_way_each_time() -> No
 
 @pytest.mark.kafka
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.skip(reason="a killed broker may leave a transaction open for ever, see docs/decisions/exactly-once.md")
+@pytest.mark.timeout(900)
 def test_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
     said: list[str] = []
     tally = Storm(tmp_path, seed=0, say=said.append).run(short_plan(seed=0))

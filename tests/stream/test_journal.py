@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from stream.config import Config, EventsConfig, FeatureConfig, FieldsConfig, LabelConfig, SessionConfig
+from stream.emitted import Emitted
 from stream.journal import (
     Advance,
     CommitMetadata,
@@ -91,6 +92,17 @@ def test_goes_on_where_it_was_committed() -> None:
     assert (plan.start, plan.resume, plan.seq, plan.commit) == (CommitPoint(100, 5_000), 120, 55, 7)
     assert plan.advances == (Advance(110, 5_500),), "what lies before C is in its watermark already"
     assert plan.note == ""
+
+
+def test_batches_without_a_commit_and_a_journal_are_not_made_again() -> None:
+    found = replace(FOUND, committed=None, entries=(), emitted=Emitted("batches", 110, 42))
+    refused(
+        found, match="'batches' has 42 samples of it, up to offset 109.*--accept-loss 3`, which goes on at offset 110"
+    )
+    plan = decide(found, ACCEPT)
+    assert (plan.start, plan.resume, plan.seq) == (CommitPoint(110, NO_WATERMARK), 110, 42)
+    assert "neither a committed offset nor a journal record is left" in plan.note
+    refused(replace(found, end=100), match="up to offset 109.*the log ends at offset 100, but 110 was processed")
 
 
 def test_first_start_is_journalled_and_begins_with_the_log() -> None:

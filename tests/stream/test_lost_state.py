@@ -6,7 +6,9 @@ A real broker and `recd stream`. Several partitions are hurt in ways of their ow
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,19 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 from recd.audit import audit, format_report
 from recd.embedded import EmbeddedKafka, EmbeddedRedis
 from stream.journal import JournalRecord, decode_record
+from stream.kafka import end_offsets
 from stream.topics import create_topics
-from tests.stream.rig import START_MS, AppProcess, Rig, is_impression, plain_sample_id, read_all, traffic, wait_until
+from tests.stream.rig import (
+    START_MS,
+    AppProcess,
+    Rig,
+    is_impression,
+    patiently,
+    plain_sample_id,
+    read_all,
+    traffic,
+    wait_until,
+)
 
 pytestmark = pytest.mark.kafka
 
@@ -168,3 +181,71 @@ def test_offsets_expired_partitions_added_and_the_topic_made_again(rig: Rig, adm
     due = [plain_sample_id(m.partition, m.offset) for m in read_all(rig.config, topic) if is_impression(m.value)]
     assert sorted(i for ids in new.values() for i in ids) == sorted(due)
     assert "the topic was deleted and made again" in notes(rig)[0][-1]
+
+
+def test_commits_and_journal_both_lost(rig: Rig, admin: AdminClient) -> None:
+    rig.create()
+    group, journal = rig.config.stream.group_id, rig.config.topics.journal
+    rig.publish(traffic(sessions=20))
+    with rig.app() as app:
+        app.wait_drained()
+    before = rig.samples()
+    ends = end_offsets(rig.config.kafka, rig.config.topics.interactions)
+    admin.delete_consumer_groups([group])[group].result(30)
+    admin.delete_topics([journal])[journal].result(30)
+    wait_until(lambda: journal not in admin.list_topics(timeout=10).topics, "deleted journal")
+    create_topics(rig.config)
+
+    said = refusal(rig.app())
+    for p in (0, 1):
+        assert f"has {len(before[p])} samples of it, up to offset" in said
+        assert f"`recd stream --accept-loss {p}`, which goes on at offset" in said
+    assert "neither a committed offset nor a journal record is left" in said
+    assert rig.samples() == before
+
+    rig.publish(traffic(seed=1, sessions=20, start_ms=START_MS + 4_000, first_id=1_000))
+    with rig.app("--accept-loss", "0", "--accept-loss", "1") as app:
+        app.wait_drained()
+    after = rig.samples()
+    assert all(after[p][: len(before[p])] == before[p] for p in before), "nothing was made twice"
+    fresh = [m for m in read_all(rig.config, rig.config.topics.interactions) if m.offset >= ends[m.partition]]
+    due = {plain_sample_id(m.partition, m.offset) for m in fresh if is_impression(m.value)}
+    assert due == {i for p, ids in after.items() for i in ids[len(before[p]) :]}
+    assert "neither a committed offset" in notes(rig)[0][0]
+
+
+def test_the_end_of_the_log_was_lost(
+    tmp_path: Path, private_kafka: EmbeddedKafka, redis_server: EmbeddedRedis, topic_prefix: str
+) -> None:
+    """As when a machine loses its power with records that are not on the disk yet: the topic keeps its id."""
+    rig = Rig(tmp_path, kafka=private_kafka.bootstrap, redis=redis_server.url, prefix=topic_prefix)
+    rig.tree["topics"]["partitions"] = 1
+    rig.write()
+    rig.create()
+    kafka, topic = rig.config.kafka, rig.config.topics.interactions
+    for second in range(4):
+        start_ms = START_MS + 2_000 * second
+        rig.publish(traffic(seed=second, sessions=5, start_ms=start_ms, first_id=1_000 * second), partition=0)
+    with rig.app() as app:
+        app.wait_drained(1)
+    before, end = rig.samples()[0], end_offsets(kafka, topic)[0]
+
+    private_kafka.kill()
+    segment = private_kafka.data_dir / "log" / f"{topic}-0" / f"{0:020d}.log"
+    os.truncate(segment, segment.stat().st_size * 2 // 3)
+    private_kafka.start()
+    wait_until(lambda: patiently(lambda: end_offsets(kafka, topic))[0] < end, "log that is shorter")
+    left = end_offsets(kafka, topic)[0]
+    with closing(rig):
+        said = refusal(rig.app())
+    assert f"{topic}[0]: the log ends at offset {left}, but {end} was processed: its end was lost. To go on: " in said
+    assert "goes on at the end of the log and leaves out what was written since the loss" in said
+
+    with rig.app("--accept-loss", "0") as app:
+        app.wait_ready()
+        rig.publish(traffic(seed=9, sessions=5, start_ms=START_MS + 20_000, first_id=9_000), partition=0)
+        app.wait_drained(1)
+    fresh = [m for m in read_all(rig.config, topic) if m.offset >= left and is_impression(m.value)]
+    assert rig.samples()[0][: len(before)] == before
+    assert sorted(rig.samples()[0][len(before) :]) == sorted(plain_sample_id(0, m.offset) for m in fresh)
+    assert "its end was lost" in notes(rig)[0][-1]
