@@ -3,9 +3,9 @@
     python -m bench.startup [--rounds 5]
 
 A real broker and a real Redis, compiled code at hand as after set-up. Times are those of the worker's own log; ready is
-what `/ready` says, asked every 10 ms. CPU is that of the worker's process until then: on a busy machine the figure to
-compare. Imports: seconds by package of `import stream.app`, and of `import recd.cli` (what `recd --help` takes). The
-closing line is JSON.
+a worker whose `/ready` says so and whose partitions are live, asked every 10 ms. CPU is that of the worker's process
+until then: on a busy machine the figure to compare. Imports: milliseconds by package of `import stream.app`, and of
+`import recd.cli`, which is what `recd --help` and `recd health` take. The closing line is JSON.
 """
 
 from __future__ import annotations
@@ -73,14 +73,16 @@ def start_once(config: Path, log: Path) -> Start:
 
 
 def wait_ready(process: subprocess.Popen[bytes], log: Path) -> float:
-    """When `/ready` said so."""
+    """When `/status` first said that the worker has its partitions and goes on with all of them."""
     deadline, url = time.time() + PATIENCE_S, ""
     while time.time() < deadline and process.poll() is None:
         if not url and (found := re.search(r'"port":(\d+)', log.read_text())):
-            url = f"http://127.0.0.1:{found[1]}/ready"
+            url = f"http://127.0.0.1:{found[1]}"
         try:
-            if url and urlopen(url, timeout=1).status == 200:
-                return time.time()
+            if url and urlopen(f"{url}/ready", timeout=1).status == 200:
+                states = [p["state"] for p in json.load(urlopen(f"{url}/status", timeout=1))["partitions"].values()]
+                if states and set(states) == {"live"}:
+                    return time.time()
         except (URLError, OSError):
             pass
         time.sleep(POLL_S)

@@ -12,6 +12,7 @@ from rich.table import Table
 from recd.times import TimeError, parse_time_ms
 from stream.advice import Advice, Observer, advise, with_session_start
 from stream.builder import concat_samples
+from stream.compiled import warm
 from stream.config import Config, ConfigError
 from stream.kafka import Message, Reader, begin_offsets, end_offsets, offsets_at
 from stream.pipeline import PartitionPipeline, PipelineConfig
@@ -43,6 +44,7 @@ def run_advise(config: Config, *, records: int | None, first_time: str | None, l
     Reads committed records at explicit positions, without a group, and writes nothing. Raises ConfigError where there
     are no features or no samples; KafkaError; TimeError.
     """
+    warm.start()
     if not config.features:
         raise ConfigError("advise looks at the features of the configuration, and it has none - at $.features")
     stretches = _stretches(config, records=records, first_time=first_time, last_time=last_time)

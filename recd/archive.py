@@ -22,6 +22,7 @@ from stream.archive.request import ArchiveReport, ArchiveRequest, Format, log_of
 from stream.archive.run import Archiver
 from stream.archive.spool import Log
 from stream.columns import batch_schema
+from stream.compiled import warm
 from stream.config import Config
 from stream.context import Clock
 
@@ -75,6 +76,7 @@ def run_archive(config: Config, options: ArchiveOptions) -> list[Reported]:
 
     Raises ArchiveError, UnresolvedReference, KafkaError.
     """
+    warm.start()
     stop = stop_on_signals()
     archivers = {what: make_archiver(config, options, what=what, stop=stop) for what in dict.fromkeys(options.what)}
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())

@@ -6,11 +6,12 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from stream.config import Config, ConfigError, load, to_yaml
+if TYPE_CHECKING:
+    from stream.config import Config
 
 ACTIONS = {
     "stream": ("pause", "resume", "drain", "close"),
@@ -35,6 +36,8 @@ class ConfigCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Load the configuration, then run; a configuration that cannot be used ends with status 2."""
+        from stream.config import ConfigError, load
+
         path, overrides = ctx.params.pop("config"), ctx.params.pop("overrides")
         try:
             ctx.params["config"] = load(_find(path, preset=ctx.params.get("preset")), overrides=tuple(overrides))
@@ -350,6 +353,8 @@ def health(url: str) -> None:
 @config_command(cli, "config")
 def show_config(config: Config) -> None:
     """Print the whole configuration in force, defaults included."""
+    from stream.config import to_yaml
+
     click.echo(to_yaml(config), nl=False)
 
 
@@ -364,16 +369,28 @@ def _finish(result: Any, json_path: Path | None) -> None:
 
 def main() -> None:
     """Entry point; an error with a name ends in one line, not in a traceback."""
+    try:
+        cli(prog_name="recd")
+    except Exception as error:
+        if not isinstance(error, _named_errors()):
+            raise
+        click.echo(f"recd: {error}", err=True)
+        sys.exit(EXIT_NOT_CLEAN)
+
+
+def _named_errors() -> tuple[type[Exception], ...]:
+    """Imported only when something failed: `recd health` is started every few seconds and needs none of them."""
     from dedup_cache.errors import DedupCacheError
     from recd.java import EmbeddedError
     from stream.archive.errors import ArchiveError
+    from stream.config import ConfigError
     from stream.control import ControlError
     from stream.journal import JournalError
     from stream.kafka import KafkaError
     from stream.replay.errors import ReplayError
     from stream.topics import TopicError
 
-    named = (
+    return (
         ArchiveError,
         ConfigError,
         ControlError,
@@ -384,8 +401,3 @@ def main() -> None:
         ReplayError,
         TopicError,
     )
-    try:
-        cli(prog_name="recd")
-    except named as error:
-        click.echo(f"recd: {error}", err=True)
-        sys.exit(EXIT_NOT_CLEAN)

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from recd.sources import stop_on_signals
 from recd.times import TimeError, parse_time_ms
+from stream.compiled import warm
 from stream.config import Config
 from stream.context import Clock
 from stream.replay.history import History, KafkaHistory
@@ -37,6 +38,7 @@ class ReplayOptions:
 
 def run_replay(config: Config, options: ReplayOptions) -> ReplayReport:
     """Replay with a progress bar on a terminal; Ctrl-C stops in order. Raises ReplayError, KafkaError."""
+    warm.start()
     request = _request(options)
     stop = stop_on_signals()
     clock = Clock(lambda: time.time_ns() // 1_000_000, lambda: time.monotonic_ns() // 1_000_000)

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from recd.cli import cli
+from stream.compiled import warm
 from stream.config import Config, load
 
 
@@ -77,11 +79,41 @@ def test_health_answers_by_exit_status() -> None:
     assert run("health", "http://127.0.0.1:9/health")[0] == 1
 
 
-def test_stream_imports_neither_torch_nor_the_trainer() -> None:
-    program = (
-        "import sys, recd.cli, stream.app\n"
-        "refused = {'torch', 'torchrec', 'fbgemm_gpu', 'trainer', 'serving'}\n"
-        "found = refused & {m.split('.')[0] for m in sys.modules}\n"
-        "assert not found, found"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("replay", "--into", "again", "--from-offset", "1"),
+        ("archive", "--set", "kafka.options={nonsense: 1}"),
+        ("advise", "--set", "features=[]"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_command_that_reads_events_loads_the_kernels(
+    command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm, "_started", started := threading.Lock())
+    assert CliRunner().invoke(cli, command).exit_code != 0
+    assert started.locked()
+
+
+def imported_by(program: str) -> set[str]:
+    """Top-level packages that a new process has imported at the end of `program`."""
+    program += "\nprint(*{m.partition('.')[0] for m in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", f"import sys\n{program}"], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_a_worker_imports_nothing_that_it_does_not_need() -> None:
+    refused = {"torch", "torchrec", "fbgemm_gpu", "trainer", "serving"}
+    later = {"numba", "llvmlite", "pyarrow", "rich", "zstandard", "fsspec", "psutil", "fastavro", "requests", "httpx"}
+    assert not (refused | later) & imported_by("import recd.cli, stream.app")
+
+
+def test_help_and_health_checks_import_hardly_anything() -> None:
+    """Container engines start `recd health` every few seconds."""
+    for words in (["--help"], ["stream", "--help"], ["health", "http://127.0.0.1:9/health"]):
+        program = f"from recd.cli import main\nsys.argv = ['recd', *{words}]\ntry: main()\nexcept SystemExit: pass"
+        found = imported_by(program)
+        assert "click" in found
+        heavy = {"numpy", "msgspec", "yaml", "confluent_kafka", "faust", "aiohttp", "redis", "numba", "stream"}
+        assert not heavy & found, words
