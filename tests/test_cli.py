@@ -83,7 +83,7 @@ def test_health_answers_by_exit_status() -> None:
     "command",
     [
         ("replay", "--into", "again", "--from-offset", "1"),
-        ("archive", "--set", "kafka.options={nonsense: 1}"),
+        ("archive", "--set", "kafka.options={nonsense: 'yes'}"),
         ("advise", "--set", "features=[]"),
     ],
     ids=lambda command: command[0],
