@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -31,7 +32,8 @@ from stream.pipeline import PartitionPipeline, PipelineConfig
 from stream.recovery import Allowed, Found, JournalBehindError, Plan, RecoveryError, commit_metadata, decide
 from stream.transforms import Transforms
 
-MIN_PATIENCE_MS, MAX_PATIENCE_MS = 100, 3_000
+MOST_QUESTIONS = 32
+MIN_PATIENCE_MS, MAX_PATIENCE_MS = 100, 1_000
 """How long committed offsets are waited for, while other partitions wait: longer each time that it was in vain."""
 PROBES_PER_IDLE = 4
 MIN_PROBE_MS, MAX_PROBE_MS = 50, 250
@@ -84,6 +86,11 @@ class _FoundJournal:
     emitted: Emitted | None = None
     """What the batches say; looked for only where there is neither an entry nor a commit."""
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it had entries, once at least."""
+        return bool(self.part.entries or self.cut)
+
 
 def probe_every_ms(config: Config) -> int:
     """How often the broker is asked for the ends of partitions."""
@@ -125,7 +132,7 @@ class Takeover:
         taken = Taken([], {}, {}, source)
         commits = self._commits(consumer, partitions, later=taken.later)
         journals = self._journals(commits, journal_id=journal_id, on_wait=on_wait)
-        unknown = [p for p, committed in commits.items() if committed is None and not journals[p].part.entries]
+        unknown = [p for p, known in commits.items() if known is None and not journals[p].is_known]
         for p, emitted in newest_batches(self._config, unknown, on_wait=partial(on_wait, BATCHES)).items():
             journals[p] = replace(journals[p], emitted=emitted)
         opener = Opener(self._config, ends=self._snapshot_ends(), on_wait=partial(on_wait, SNAPSHOT))
@@ -148,11 +155,14 @@ class Takeover:
     def _commits(
         self, consumer: GroupConsumer, partitions: Sequence[int], *, later: dict[int, Exception]
     ) -> dict[int, Committed | None]:
-        """One question each: the answer for one that has a commit under way would hold back the others."""
+        """One question each, all at once: the answer for one that has a commit under way holds back no other."""
         commits: dict[int, Committed | None] = {}
-        for partition in partitions:
+        with ThreadPoolExecutor(min(max(1, len(partitions)), MOST_QUESTIONS), thread_name_prefix="commits") as pool:
+            ask = partial(consumer.committed, timeout_ms=self._patience_ms)
+            answers = {partition: pool.submit(ask, [partition]) for partition in partitions}
+        for partition, answer in answers.items():
             try:
-                commits |= consumer.committed([partition], timeout_ms=self._patience_ms)
+                commits |= answer.result()
             except BrokerUnavailable as error:
                 later[partition] = error
         return commits

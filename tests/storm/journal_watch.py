@@ -29,6 +29,20 @@ class Loss:
     partitions: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """A partition whose worker was killed, and when a reader saw that it went on."""
+
+    partition: int
+    killed_ms: int
+    seen_ms: int
+
+    @property
+    def took_ms(self) -> int:
+        """All in all."""
+        return self.seen_ms - self.killed_ms
+
+
 class JournalWatch:
     """Reads the journal as it grows, in a thread of its own; no commit is seen before its transaction is done."""
 
@@ -56,7 +70,7 @@ class JournalWatch:
         last = (self._seen[p][-1:] for p in range(partitions))
         return all(seen and seen[0].made_ms > since_ms for seen in last)
 
-    def recoveries_ms(self) -> list[int]:
+    def recoveries(self) -> list[Recovery]:
         """Per kill and partition: from the kill to the first commit of a successor that a reader could see."""
         found = []
         for loss in self._losses:
@@ -64,7 +78,7 @@ class JournalWatch:
                 # The dead make no records: whatever was made later is a successor's.
                 later = (seen.seen_ms for seen in list(self._seen[partition]) if seen.made_ms > loss.at_ms)
                 if (first := next(later, None)) is not None:
-                    found.append(first - loss.at_ms)
+                    found.append(Recovery(partition, loss.at_ms, first))
         return found
 
     def _read(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ from stream.kafka import end_offsets
 from tests.storm.crew import Crew, CrewError, StormWorker, killed
 from tests.storm.journal_watch import JournalWatch, now_ms
 from tests.storm.plan import Blow, Kind, Round
+from tests.storm.recoveries import logged, medians, steps
 from tests.storm.worker import Order
 from tests.stream.rig import ROOT, Rig, drained
 
@@ -58,6 +58,8 @@ class Tally:
     lost: int = -1
     duplicated: int = -1
     recovery_ms: dict[str, int | None] = field(default_factory=dict)
+    recovery_steps_ms: dict[str, int] = field(default_factory=dict)
+    """Medians: kill to assignment, from there to the open partition, from there to its first commit that is seen."""
     seconds: float = 0.0
     trouble: str = ""
 
@@ -100,12 +102,13 @@ class Storm:
             finally:
                 child.kill(self._traffic)
                 self._rig.close()
-        self._count_log_events()
-        recoveries = self._watch.recoveries_ms()
+        events, recoveries = logged(self._folder, self._logs), self._watch.recoveries()
+        self.tally.rebalances = sum(event["event"] == "assigned" and bool(event["partitions"]) for event in events)
         self.tally.recovery_ms = {
-            "p50": int(statistics.median(recoveries)) if recoveries else None,
-            "max": max(recoveries, default=None),
+            "p50": int(statistics.median(one.took_ms for one in recoveries)) if recoveries else None,
+            "max": max((one.took_ms for one in recoveries), default=None),
         }
+        self.tally.recovery_steps_ms = medians(steps(recoveries, events))
         self.tally.seconds = round(time.monotonic() - self._began_s, 1)
         return self.tally
 
@@ -273,12 +276,6 @@ class Storm:
         options = ("--rate", str(RATE), "--seed", str(self.tally.seed), *faults)
         command = [sys.executable, "-m", "recd", "generate", "--config", str(self._rig.config_path), *options]
         return child.spawn(command, log_path=self._folder / "generate.log", cwd=ROOT)
-
-    def _count_log_events(self) -> None:
-        for name in self._logs:
-            lines = (self._folder / f"{name}.log").read_text().splitlines()
-            events = [json.loads(line) for line in lines if line.startswith("{")]
-            self.tally.rebalances += sum(e["event"] == "assigned" and bool(e["partitions"]) for e in events)
 
     def _tell(self, text: str) -> None:
         self._say(f"[{time.monotonic() - self._began_s:6.1f} s] {text}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,7 +14,7 @@ from stream.builder import BatchLimits
 from stream.columns import batch_schema
 from stream.config import Config, StreamConfig
 from stream.journal import CommitMetadata, JournalEntry, JournalPart, JournalRecord, Parameters, encode_metadata
-from stream.kafka import Committed, GroupConsumer, OffsetOutOfRange
+from stream.kafka import BrokerUnavailable, Committed, GroupConsumer, OffsetOutOfRange
 from stream.partition import Source
 from stream.records import CommitPoint
 from stream.recovery import JournalBehindError, RecoveryError
@@ -46,12 +48,12 @@ class Broker:
         monkeypatch.setattr("stream.takeover.partition_count", lambda *_: 4)
         monkeypatch.setattr("stream.takeover.begin_offsets", lambda *_: dict.fromkeys(range(4), begin))
         monkeypatch.setattr("stream.takeover.end_offsets", lambda *_, **__: dict.fromkeys(range(4), 500))
-        monkeypatch.setattr("stream.takeover.read_journals", lambda *_, **__: {0: self._read()})
+        monkeypatch.setattr("stream.takeover.read_journals", lambda *_, **__: {0: self.read()})
 
     def committed(self, partitions: list[int], **_: int) -> dict[int, Committed | None]:
         return {p: Committed(self._offset, encode_metadata(self.metadata)) if p == 0 else None for p in partitions}
 
-    def take(self, overrides: Overrides, *, config: Config = CONFIG) -> Taken:
+    def take(self, overrides: Overrides, *, config: Config = CONFIG, partitions: Sequence[int] = (0,)) -> Taken:
         takeover = Takeover(
             config,
             schema=batch_schema(config),
@@ -60,12 +62,28 @@ class Broker:
             overrides=overrides,
             journal_partitions=4,
         )
-        return takeover.take(cast("GroupConsumer", self), [0], on_wait=lambda _: None)
+        return takeover.take(cast("GroupConsumer", self), partitions, on_wait=lambda _: None)
 
-    def _read(self) -> JournalPart:
+    def read(self) -> JournalPart:
         if isinstance(self.journal, Exception):
             raise self.journal
         return JournalPart(self.journal, 10)
+
+
+def test_a_partition_whose_commit_is_under_way_holds_back_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker, together = Broker(monkeypatch), threading.Barrier(4)
+
+    def committed(partitions: list[int], **_: int) -> dict[int, Committed | None]:
+        together.wait(timeout=20)  # a question that waited for the one before it would break the barrier
+        if partitions == [2]:
+            raise BrokerUnavailable("a transaction is open")
+        return {p: Committed(100, encode_metadata(METADATA)) for p in partitions}
+
+    monkeypatch.setattr(broker, "committed", committed)
+    monkeypatch.setattr("stream.takeover.read_journals", lambda *_, starts, **__: dict.fromkeys(starts, broker.read()))
+    taken = broker.take(Overrides(), partitions=[0, 1, 2, 3])
+    assert [partition.number for partition in taken.partitions] == [0, 1, 3]
+    assert list(taken.later) == [2]
 
 
 def test_what_was_accepted_is_used_up_by_the_commit_of_its_note(monkeypatch: pytest.MonkeyPatch) -> None:
