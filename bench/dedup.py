@@ -95,6 +95,8 @@ class Counting:
 def publish(config: Config, *, seconds: float) -> dict[str, int]:
     """Sessions of one world, half of the users in each of two topics; returns events by topic."""
     counts = dict.fromkeys(HALVES, 0)
+    for half in HALVES:
+        create_topics(for_job(config, half=half, name="unused"))
     with Writer(config.kafka) as writer:
         for block in generated(config, seconds=seconds):
             for key, value in zip(block.keys, block.values, strict=True):
@@ -198,8 +200,6 @@ def main() -> None:
                     f"dedup.inline_bytes={args.inline_bytes}",
                 ),
             )
-            for half in HALVES:
-                create_topics(for_job(base, half=half, name="unused"))
             events = publish(base, seconds=args.seconds)
             for number in range(args.rounds):
                 for kind, job in one_round(base, server, number=number):

@@ -17,10 +17,12 @@ from recd.sources import stop_on_signals
 from recd.times import show_time
 from stream.archive.errors import ArchiveError
 from stream.archive.formats import RecordFiles, SampleFiles
+from stream.archive.leftovers import Leftover, find_leftovers
 from stream.archive.manifest import FileRecord, read_manifest
 from stream.archive.request import ArchiveReport, ArchiveRequest, Format, log_of
 from stream.archive.run import Archiver
 from stream.archive.spool import Log
+from stream.archive.store import ArchiveStore
 from stream.columns import batch_schema
 from stream.compiled import warm
 from stream.config import Config
@@ -98,6 +100,25 @@ def list_files(config: Config) -> list[Holding]:
     for file in read_manifest(config.kafka, config.topics.archive):
         parts.setdefault((file.url, file.kind, file.topic, file.partition), []).append(file)
     return [_holding(*key, files) for key, files in sorted(parts.items())]
+
+
+def clean_up(config: Config, *, delete: bool) -> list[Leftover]:
+    """Files below archive.url that a crash left and no manifest lists; with `delete` they go. Raises ArchiveError."""
+    store = ArchiveStore(config.archive.url)
+    listed = read_manifest(config.kafka, config.topics.archive)
+    leftovers = find_leftovers(store, listed, now_ms=time.time_ns() // 1_000_000)
+    for leftover in leftovers if delete else ():
+        store.delete(leftover.path)
+    return leftovers
+
+
+def format_leftovers(leftovers: Sequence[Leftover], *, url: str, deleted: bool) -> str:
+    """For people."""
+    if not leftovers:
+        return f"{url}: the manifest lists every file that is older than a day."
+    lines = [f"  {one.path}  {one.bytes:,} bytes, {show_time(one.modified_ms)}" for one in leftovers]
+    said = "deleted" if deleted else "in no manifest (a crash left them, nothing reads them); --clean deletes them"
+    return "\n".join([f"{url}: {len(leftovers)} files {said}", *lines])
 
 
 def format_archive(reports: Iterable[Reported]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,19 +193,37 @@ def replay(config: Config, json_path: Path | None, **options: Any) -> None:
 @click.option("--until-end", is_flag=True, help="Stop at what is there now.")
 @click.option("--accept-gap", is_flag=True, help="Go on where records were deleted before they were archived.")
 @click.option("--list", "list_only", is_flag=True, help="Show what there is, and archive nothing.")
+@click.option(
+    "--leftovers", is_flag=True, help="Show files that a crash left and no manifest lists; a day old or more."
+)
+@click.option("--clean", is_flag=True, help="Delete them.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the report.")
-def archive(config: Config, json_path: Path | None, list_only: bool, **options: Any) -> None:
+def archive(
+    config: Config, json_path: Path | None, list_only: bool, leftovers: bool, clean: bool, **options: Any
+) -> None:
     """Always on: events or samples -> Parquet under archive.url, every row exactly once.
 
     One column per field or feature, clustered by session. `recd replay --archive URL` reads the events again when the
     topic's retention is over. Killed and started again it goes on where the manifest ends.
     """
-    from recd.archive import ArchiveOptions, format_archive, format_files, list_files, run_archive
+    from recd.archive import (
+        ArchiveOptions,
+        clean_up,
+        format_archive,
+        format_files,
+        format_leftovers,
+        list_files,
+        run_archive,
+    )
 
     if list_only:
         files = list_files(config)
         report: Any = [file.to_dict() for file in files]
         click.echo(format_files(files))
+    elif leftovers or clean:
+        left = clean_up(config, delete=clean)
+        report = [asdict(one) for one in left]
+        click.echo(format_leftovers(left, url=config.archive.url, deleted=clean))
     else:
         reports = run_archive(config, ArchiveOptions(**options))
         report = [one.to_dict() for one in reports]

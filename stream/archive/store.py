@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 
 import fsspec
 import xxhash
@@ -47,6 +48,29 @@ class ArchiveStore:
         if xxhash.xxh3_128_hexdigest(data) != record.xxh3_128:
             raise FileDamaged(f"{place}: {len(data)} bytes that are not those that were written ({record.bytes})")
         return data
+
+    def files(self, folder: str) -> list[tuple[str, int, int]]:
+        """(path below the URL, bytes, milliseconds of the last change) of its Parquet files. Raises ArchiveError."""
+        try:
+            places = self._fs.find(f"{self._root}/{folder}", detail=True) if self._fs.exists(self._root) else {}
+            return [
+                (place[len(self._root) + 1 :], int(info["size"]), self._modified_ms(place))
+                for place, info in sorted(places.items())
+                if place.endswith(".parquet")
+            ]
+        except OSError as error:
+            raise ArchiveError(f"{self.url}/{folder}: cannot be listed: {error}") from None
+
+    def delete(self, path: str) -> None:
+        """For good. Raises ArchiveError."""
+        try:
+            self._fs.rm_file(f"{self._root}/{path}")
+        except OSError as error:
+            raise ArchiveError(f"{self.url}/{path}: cannot be deleted: {error}") from None
+
+    def _modified_ms(self, place: str) -> int:
+        modified: datetime = self._fs.modified(place)
+        return round(1000 * (modified if modified.tzinfo else modified.replace(tzinfo=UTC)).timestamp())
 
 
 def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:

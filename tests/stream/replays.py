@@ -61,6 +61,28 @@ def replay(rig: Rig, into: str, *, history: History | None = None, **request: An
     return Replay(rig.config, asked, history=history, clock=clock, stop=Event()).run()
 
 
+class Naps(Event):
+    """What a replay sleeps by: sleeping takes no time, but moves the clock, which nothing else does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_ms = 0.0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Sleep."""
+        self.now_ms += 1000 * (timeout or 0.0)
+        return self.is_set()
+
+
+def paced(rig: Rig, into: str, *, speed: float) -> float:
+    """A replay at that speed; returns how many milliseconds it slept."""
+    naps = Naps()
+    clock = Clock(lambda: time.time_ns() // 1_000_000, lambda: round(naps.now_ms))
+    asked = ReplayRequest(into=rig.prefix + into, speed=speed)
+    Replay(rig.config, asked, history=KafkaHistory(rig.config), clock=clock, stop=naps).run()
+    return naps.now_ms
+
+
 def delete_records(rig: Rig, topic: str) -> None:
     """As retention does, all but the last of each partition."""
     client = AdminClient({"bootstrap.servers": rig.config.kafka.bootstrap})

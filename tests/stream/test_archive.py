@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
@@ -18,6 +19,7 @@ from recd.archive import ArchiveOptions, list_files, make_archiver
 from recd.embedded import EmbeddedKafka, EmbeddedRedis
 from stream.archive.errors import ArchiveError, ArchiveGap, FileDamaged
 from stream.archive.history import ArchiveHistory
+from stream.archive.leftovers import SURE_MS, find_leftovers
 from stream.archive.manifest import FileRecord, read_manifest
 from stream.archive.request import ArchiveReport
 from stream.archive.sample_files import plain_column
@@ -97,6 +99,11 @@ def test_an_archive_holds_every_row_once_and_replays_as_the_log(rig: Rig) -> Non
     on_disk = [path for path in Path(rig.config.archive.url).rglob("*.parquet") if "/events/" in str(path)]
     assert len(on_disk) > len(files(rig, "events")), "what was written when it was killed stays, and does not exist"
     assert archive(rig, "events").records == 0, "nothing is left to archive"
+    store, listed = ArchiveStore(rig.config.archive.url), read_manifest(rig.config.kafka, rig.config.topics.archive)
+    left = find_leftovers(store, listed, now_ms=time.time_ns() // 1_000_000 + 2 * SURE_MS)
+    assert {one.path for one in left} == {str(path.relative_to(store.url)) for path in on_disk} - {
+        file.path for file in listed
+    }
 
     replay(rig, "from-log")
     ends = end_offsets(rig.config.kafka, rig.config.topics.interactions)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from stream.archive.errors import ArchiveError, FileDamaged
 from stream.archive.event_files import decode_records, encode_records
 from stream.archive.json_columns import RAW, to_columns
+from stream.archive.leftovers import SURE_MS, find_leftovers
 from stream.archive.manifest import FileRecord, files_at
 from stream.archive.parquet import from_bytes
 from stream.archive.store import ArchiveStore
@@ -85,6 +88,28 @@ def test_an_archive_that_moved_is_found_unless_there_are_several() -> None:
     assert files_at([file("s3://one")], "s3://moved") == [file("s3://one")]
     with pytest.raises(ArchiveError, match="there are s3://one, s3://two"):
         files_at([file("s3://one"), file("s3://two")], "s3://moved")
+
+
+@pytest.mark.parametrize("scheme", ["memory:/", ""])
+def test_what_a_crash_left_is_found_and_only_that(tmp_path: Path, scheme: str) -> None:
+    store = ArchiveStore(f"{scheme}{tmp_path}/archive")
+    for path in ("events/t/00000/listed", "events/t/00000/left", "events/of-another/00000/theirs"):
+        store.write(f"{path}.parquet", b"abc")
+    store.write("events/t/00000/notes.txt", b"abc")
+    places = {"path": "events/t/00000/listed.parquet", "topic": "t", "topic_id": "i", "partition": 0}
+    numbers = {"first_offset": 0, "next_offset": 1, "rows": 1, "bytes": 1, "written_ms": 0}
+    times = {"min_timestamp_ms": 0, "max_timestamp_ms": 0}
+    listed = [FileRecord(kind="events", url=store.url, xxh3_128="", **places, **numbers, **times)]  # type: ignore[arg-type]
+    now_ms = time.time_ns() // 1_000_000
+    assert not find_leftovers(store, listed, now_ms=now_ms), "it may be listed yet"
+    (left,) = find_leftovers(store, listed, now_ms=now_ms + 2 * SURE_MS)
+    assert (left.path, left.bytes) == ("events/t/00000/left.parquet", 3)
+    assert abs(left.modified_ms - now_ms) < SURE_MS
+    store.delete(left.path)
+    assert not find_leftovers(store, listed, now_ms=now_ms + 2 * SURE_MS)
+    with pytest.raises(ArchiveError, match="cannot be deleted"):
+        store.delete(left.path)
+    assert [path for path, *_ in store.files("events/of-another")] == ["events/of-another/00000/theirs.parquet"]
 
 
 def test_an_object_store_is_a_place_as_well() -> None:

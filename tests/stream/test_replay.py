@@ -15,7 +15,7 @@ from recd.embedded import EmbeddedKafka, EmbeddedRedis
 from stream.kafka import KafkaError, Writer, create_topic, end_offsets
 from stream.replay.errors import NoJournal, OtherConfig, OtherReplay, RangeGone, ReplayError
 from stream.replay.stretch import Bound
-from tests.stream.replays import delete_records, replay, rows_of
+from tests.stream.replays import batches_of, delete_records, paced, replay, rows_of
 from tests.stream.rig import ROOT, START_MS, Rig, read_all, traffic, wait_until
 
 pytestmark = pytest.mark.kafka
@@ -63,6 +63,13 @@ def test_a_replay_is_the_live_run_once_more(rig: Rig) -> None:
     replay(rig, "rest", partitions=(0,), first=Bound(offset=middle))
     assert rows_of(rig.config, rig.prefix + "parts")[0] == live[0][: cut.to_sample]
     assert rows_of(rig.config, rig.prefix + "rest")[0][cut.to_sample :] == live[0][cut.to_sample :]
+
+    slept_ms = {speed: paced(rig, f"paced-{speed}", speed=speed) for speed in (10, 40)}
+    assert slept_ms[10] == pytest.approx(4 * slept_ms[40], rel=0.05), "it sleeps as long as event time takes, divided"
+    times_ms = [batch.event_times_ms for batch in batches_of(rig.config, rig.prefix + "paced-10")]
+    span_ms = max(times.max() for times in times_ms) - min(times.min() for times in times_ms)
+    assert slept_ms[10] >= 0.9 * span_ms / 10
+    assert rows_of(rig.config, rig.prefix + "paced-40") == live
 
     slow = start_replay(rig, rig.prefix + "killed", "--speed", "4")
     wait_until(lambda: has_batches(rig, "killed"), "first batches of the replay")
