@@ -13,8 +13,8 @@ import confluent_kafka as ck
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
 
 from stream.config import KafkaConfig
-from stream.kafka.client import settings
-from stream.kafka.errors import BrokerUnavailable, KafkaError, LeaderUnsettled, OptionRefused, named
+from stream.kafka.client import connected, settings
+from stream.kafka.errors import BrokerUnavailable, KafkaError, LeaderUnsettled, named
 
 REQUEST_TIMEOUT_S = 10.0
 POLL_S = 0.02
@@ -190,12 +190,7 @@ def _client(kafka: KafkaConfig) -> AdminClient:
     key = str(kafka)
     made_s, client = _shared.get(key, (-math.inf, None))
     if client is None or time.monotonic() - made_s > SHARED_S:
-        try:
-            client = AdminClient(settings(kafka, required={}, quiet=True))
-        except ck.KafkaException as error:
-            options = ", ".join(kafka.options)
-            reason = error.args[0].str()
-            raise OptionRefused(f"kafka.options ({options}): {reason}; correct it or leave it out") from None
+        client = connected(AdminClient, kafka, settings(kafka, required={}, quiet=True))
         _shared[key] = (time.monotonic(), client)
     return client
 

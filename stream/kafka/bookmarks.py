@@ -8,7 +8,7 @@ from typing import Self
 import confluent_kafka as ck
 
 from stream.config import KafkaConfig
-from stream.kafka.client import consumer_settings
+from stream.kafka.client import connected, consumer_settings
 from stream.kafka.errors import BrokerUnavailable, named
 from stream.kafka.group import Committed, GroupMetadata
 
@@ -24,7 +24,7 @@ class Bookmarks:
 
     def __init__(self, kafka: KafkaConfig, *, group: str) -> None:
         self._kafka = kafka
-        self._consumer = ck.Consumer(consumer_settings(kafka, required={"group.id": group}))
+        self._consumer = connected(ck.Consumer, kafka, consumer_settings(kafka, required={"group.id": group}))
 
     def read(self, topic: str, partitions: Iterable[int]) -> dict[int, Committed]:
         """What was committed; partitions where nothing was are left out. Raises BrokerUnavailable, KafkaError."""

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import confluent_kafka as ck
 
 from stream.config import KafkaConfig
+from stream.kafka.errors import OptionRefused, named
 
 logger = logging.getLogger("stream.kafka")
+_Client = TypeVar("_Client")
 
 
 def _heard_elsewhere(error: object) -> None:
@@ -47,3 +53,21 @@ def consumer_settings(kafka: KafkaConfig, *, required: dict[str, Any]) -> dict[s
         "receive.message.max.bytes": 2 * MAX_RECORD_BYTES,
     }
     return settings(kafka, required={**base, **required})
+
+
+def connected(kind: Callable[[dict[str, Any]], _Client], kafka: KafkaConfig, chosen: dict[str, Any]) -> _Client:
+    """A client of this kind with these settings. Raises OptionRefused for what it does not take."""
+    try:
+        return kind(chosen)
+    except ck.KafkaException as error:
+        options, reason = ", ".join(kafka.options), error.args[0].str().strip()
+        raise OptionRefused(f"kafka.options ({options}): {reason}; correct it or leave it out") from None
+
+
+@contextmanager
+def named_errors(kafka: KafkaConfig, *, doing: str) -> Iterator[None]:
+    """What the client raises within leaves as the project's own error."""
+    try:
+        yield
+    except ck.KafkaException as error:
+        raise named(error, doing=doing, kafka=kafka) from None

@@ -11,7 +11,7 @@ import confluent_kafka as ck
 import numpy as np
 
 from stream.config import KafkaConfig
-from stream.kafka.client import consumer_settings
+from stream.kafka.client import connected, consumer_settings, named_errors
 from stream.kafka.errors import KafkaError, is_missing, is_out_of_range, is_unavailable, named
 from stream.records import RecordBlock
 
@@ -95,13 +95,14 @@ class GroupConsumer:
             required["group.instance.id"] = instance_id
         if protocol == "classic":
             required["partition.assignment.strategy"] = "cooperative-sticky"
-        self._consumer = ck.Consumer(consumer_settings(kafka, required=required))
+        self._consumer = connected(ck.Consumer, kafka, consumer_settings(kafka, required=required))
         self._consumer.subscribe([topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     def poll(self, *, max_records: int, timeout_ms: int) -> Polled:
         """Up to `max_records` records, grouped by partition. Raises TopicMissing, KafkaError."""
         polled = Polled([], {}, [], {})
-        messages = self._consumer.consume(max_records, timeout_ms / 1000)
+        with named_errors(self._kafka, doing=f"reading '{self._topic}'"):
+            messages = self._consumer.consume(max_records, timeout_ms / 1000)
         errors = list(map(ck.Message.error, messages))
         if any(errors):  # to compare an error with None is an error
             for message, error in zip(messages, errors, strict=True):
@@ -132,19 +133,19 @@ class GroupConsumer:
     def start(self, partition: int, *, offset: int) -> None:
         """Deliver the partition's records from `offset` on."""
         place = ck.TopicPartition(self._topic, partition, offset)
-        try:
+        with named_errors(self._kafka, doing=f"seeking {self._topic}[{partition}]@{offset}"):
             self._consumer.seek(place)
             self._consumer.resume([place])
-        except ck.KafkaException as error:
-            raise named(error, doing=f"seeking {self._topic}[{partition}]@{offset}", kafka=self._kafka) from None
 
     def pause(self, partitions: Iterable[int]) -> None:
         """Deliver nothing from these until `start` or `resume`."""
-        self._consumer.pause([ck.TopicPartition(self._topic, p) for p in partitions])
+        with named_errors(self._kafka, doing=f"pausing '{self._topic}'"):
+            self._consumer.pause([ck.TopicPartition(self._topic, p) for p in partitions])
 
     def resume(self, partitions: Iterable[int]) -> None:
         """Go on where `pause` stopped."""
-        self._consumer.resume([ck.TopicPartition(self._topic, p) for p in partitions])
+        with named_errors(self._kafka, doing=f"resuming '{self._topic}'"):
+            self._consumer.resume([ck.TopicPartition(self._topic, p) for p in partitions])
 
     def group_metadata(self) -> GroupMetadata:
         """Who commits. The generation is below 0 while this consumer is not a member."""
@@ -153,7 +154,8 @@ class GroupConsumer:
 
     def close(self) -> None:
         """Leave the group; `revoked` is called for what is still assigned."""
-        self._consumer.close()
+        with named_errors(self._kafka, doing=f"leaving the group of '{self._topic}'"):
+            self._consumer.close()
 
     def _on_assign(self, consumer: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
         # Paused at a number: while librdkafka looks up a logical offset (the end), a seek may be dropped, and the
@@ -176,13 +178,20 @@ class GroupConsumer:
         try:
             self._rebalance.revoked([tp.partition for tp in partitions])
         finally:
-            consumer.incremental_unassign(partitions)
+            self._give_up(consumer, partitions)
 
     def _on_lost(self, consumer: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
         try:
             self._rebalance.lost([tp.partition for tp in partitions])
         finally:
+            self._give_up(consumer, partitions)
+
+    def _give_up(self, consumer: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
+        """A client that is dead refuses even this: the error that killed it, and the caller's own, count more."""
+        try:
             consumer.incremental_unassign(partitions)
+        except ck.KafkaException as error:
+            self._errors.append(error.args[0].str())
 
     def _sort_out(self, message: ck.Message, error: ck.KafkaError, *, into: Polled) -> None:
         partition = _partition(message)

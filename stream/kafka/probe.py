@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient, ListOffsetsResultInfo
 
 from stream.config import KafkaConfig
 from stream.kafka.admin import LATEST
-from stream.kafka.client import settings
+from stream.kafka.client import connected, settings
 
 REQUEST_TIMEOUT_S = 2.0
 GIVE_UP_MS = 3_000
@@ -30,7 +30,7 @@ class EndProbe:
 
     def __init__(self, kafka: KafkaConfig, *, topic: str) -> None:
         self._kafka = kafka
-        self._client = AdminClient(settings(kafka, required={}, quiet=True))
+        self._client = connected(AdminClient, kafka, settings(kafka, required={}, quiet=True))
         self._topic = topic
         self._asked_ms = 0
         self._failed = False
@@ -60,6 +60,6 @@ class EndProbe:
 
     def _renew(self) -> None:
         """A client that failed may go on failing when the broker is back (seen: it keeps a leader that is gone)."""
-        self._client = AdminClient(settings(self._kafka, required={}, quiet=True))
+        self._client = connected(AdminClient, self._kafka, settings(self._kafka, required={}, quiet=True))
         self._pending = {}
         self._failed = False

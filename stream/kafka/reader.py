@@ -9,7 +9,7 @@ from typing import Any, Self
 import confluent_kafka as ck
 
 from stream.config import KafkaConfig
-from stream.kafka.client import consumer_settings, logger
+from stream.kafka.client import connected, consumer_settings, logger, named_errors
 from stream.kafka.errors import is_unavailable, named
 
 BULK_BYTES = 32 * 1024 * 1024
@@ -44,8 +44,9 @@ class Reader:
         required: dict[str, Any] = {"group.id": "recd-reader", "topic.metadata.propagation.max.ms": 5_000}
         if bulk:
             required["max.partition.fetch.bytes"] = BULK_BYTES
-        self._consumer = ck.Consumer(consumer_settings(kafka, required=required))
-        self._consumer.assign([ck.TopicPartition(topic, p, offset) for p, offset in self._positions.items()])
+        self._consumer = connected(ck.Consumer, kafka, consumer_settings(kafka, required=required))
+        with named_errors(kafka, doing=f"reading '{topic}'"):
+            self._consumer.assign([ck.TopicPartition(topic, p, offset) for p, offset in self._positions.items()])
 
     def poll(self, *, max_messages: int, timeout_ms: int) -> list[Message]:
         """Up to `max_messages` records as soon as there are any; none after `timeout_ms`.
@@ -53,7 +54,8 @@ class Reader:
         Raises OffsetOutOfRange (the position was deleted or never written), TopicMissing.
         """
         messages: list[Message] = []
-        arrived = self._consumer.consume(max_messages, 0) or self._consumer.consume(1, timeout_ms / 1000)
+        with named_errors(self._kafka, doing=f"reading '{self._topic}'"):
+            arrived = self._consumer.consume(max_messages, 0) or self._consumer.consume(1, timeout_ms / 1000)
         for raw in arrived:
             error = raw.error()
             if error is None:
@@ -78,18 +80,21 @@ class Reader:
 
     def seek(self, partition: int, offset: int) -> None:
         """Go on from another offset of one partition."""
-        self._consumer.incremental_unassign([ck.TopicPartition(self._topic, partition)])
-        self._consumer.incremental_assign([ck.TopicPartition(self._topic, partition, offset)])
+        with named_errors(self._kafka, doing=f"seeking {self._topic}[{partition}]@{offset}"):
+            self._consumer.incremental_unassign([ck.TopicPartition(self._topic, partition)])
+            self._consumer.incremental_assign([ck.TopicPartition(self._topic, partition, offset)])
         self._positions[partition] = offset
         self._ended.discard(partition)
 
     def pause(self, partition: int) -> None:
         """Fetch no more of one partition; `poll` may still return what has arrived."""
-        self._consumer.pause([ck.TopicPartition(self._topic, partition)])
+        with named_errors(self._kafka, doing=f"pausing {self._topic}[{partition}]"):
+            self._consumer.pause([ck.TopicPartition(self._topic, partition)])
 
     def resume(self, partition: int) -> None:
         """Fetch again what `pause` held back."""
-        self._consumer.resume([ck.TopicPartition(self._topic, partition)])
+        with named_errors(self._kafka, doing=f"resuming {self._topic}[{partition}]"):
+            self._consumer.resume([ck.TopicPartition(self._topic, partition)])
 
     def close(self) -> None:
         """Release the connection."""

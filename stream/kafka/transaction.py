@@ -11,7 +11,7 @@ from typing import Any
 import confluent_kafka as ck
 
 from stream.config import KafkaConfig
-from stream.kafka.client import MAX_RECORD_BYTES, settings
+from stream.kafka.client import MAX_RECORD_BYTES, connected, settings
 from stream.kafka.errors import BrokerUnavailable, DeliveryFailed, Fenced, TransactionAborted, is_unavailable, named
 from stream.kafka.group import Committed, GroupMetadata
 from stream.kafka.writer import Headers
@@ -41,7 +41,7 @@ class TransactionalWriter:
             "message.max.bytes": MAX_RECORD_BYTES,
             "batch.size": max_batch_bytes,
         }
-        self._producer = ck.Producer(settings(kafka, required=required))
+        self._producer = connected(ck.Producer, kafka, settings(kafka, required=required))
 
     @property
     def in_transaction(self) -> bool:

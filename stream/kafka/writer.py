@@ -8,7 +8,7 @@ from typing import Self
 import confluent_kafka as ck
 
 from stream.config import KafkaConfig
-from stream.kafka.client import MAX_RECORD_BYTES, settings
+from stream.kafka.client import MAX_RECORD_BYTES, connected, settings
 from stream.kafka.errors import DeliveryFailed, KafkaError, named
 
 Headers = Iterable[tuple[str, bytes]]
@@ -28,7 +28,7 @@ class Writer:
             "delivery.report.only.error": True,
             "on_delivery": self._on_delivery,
         }
-        self._producer = ck.Producer(settings(kafka, required=required))
+        self._producer = connected(ck.Producer, kafka, settings(kafka, required=required))
 
     def send(
         self,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stream.config import KafkaConfig
-from stream.kafka import OptionRefused, wait_for_broker
+from stream.kafka import GroupConsumer, OptionRefused, TransactionalWriter, Writer, wait_for_broker
 from tests.stream.rig import ROOT
 
 
@@ -34,6 +34,27 @@ def test_an_option_that_librdkafka_does_not_know(tmp_path: Path) -> None:
 def test_options_are_refused_before_the_broker_is_waited_for(options: dict[str, str]) -> None:
     with pytest.raises(OptionRefused, match=rf"kafka\.options.*{next(iter(options))}"):
         wait_for_broker(KafkaConfig(bootstrap="127.0.0.1:1", options=options), timeout_ms=100)
+
+
+class Nobody:
+    """Hears of no partition: there is no broker."""
+
+    def assigned(self, partitions: list[int]) -> None: ...
+
+    def revoked(self, partitions: list[int]) -> None: ...
+
+    def lost(self, partitions: list[int]) -> None: ...
+
+
+def test_options_that_only_one_kind_of_client_refuses() -> None:
+    session = KafkaConfig(bootstrap="127.0.0.1:1", options={"session.timeout.ms": "6000"})
+    with pytest.raises(OptionRefused, match=r"kafka\.options \(session\.timeout\.ms\): .*defined broker side"):
+        GroupConsumer(session, topic="t", group_id="g", protocol="consumer", rebalance=Nobody())
+    unsafe = KafkaConfig(bootstrap="127.0.0.1:1", options={"acks": "1"})
+    with pytest.raises(OptionRefused, match=r"kafka\.options \(acks\): .*must be set to `all`"):
+        Writer(unsafe)
+    with pytest.raises(OptionRefused, match=r"kafka\.options \(acks\)"):
+        TransactionalWriter(unsafe, transactional_id="t", timeout_ms=10_000, compression="zstd", max_batch_bytes=1_000)
 
 
 def test_a_data_dir_that_cannot_be_made(tmp_path: Path) -> None:
