@@ -10,7 +10,6 @@ from dedup_cache.arrays import AnyArray, Int64
 from dedup_cache.jagged import gather
 from stream.columns import ImpressionColumns
 from stream.events import EVENT, IMPRESSION, EventBlock
-from stream.records import Rejected
 
 SLACK = 4096
 """Released events that may stay before the store is compacted, beside as many as are held."""
@@ -139,13 +138,10 @@ class EventStore:
             scores=self._scores.used[at],
         )
 
-    def rejected(self, offsets: Int64, *, reasons: list[str], details: list[str]) -> list[Rejected]:
-        """The records at `offsets` with their own bytes."""
+    def records(self, offsets: Int64) -> tuple[AnyArray, AnyArray]:
+        """object[N], object[N]: the records' own keys and values, bytes or None."""
         places = self._places(offsets)
-        rows = self._rows.used[places]
-        columns = (offsets.tolist(), rows["append_ms"].tolist(), reasons, details)
-        records = (self._record_keys.used[places].tolist(), self._values.used[places].tolist())
-        return [Rejected(*fields) for fields in zip(*columns, *records, strict=True)]
+        return self._record_keys.used[places], self._values.used[places]
 
     def held(self) -> Int64:
         """The offsets of all events held, ascending."""

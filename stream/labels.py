@@ -21,6 +21,8 @@ class ClosedEvents:
 
     rows: AnyArray
     """EVENT[N]"""
+    handles: Int64
+    """int64[N]"""
     session: Int64
     """int64[N], 0 <= session < K."""
     session_first: Int64
@@ -33,14 +35,15 @@ class ClosedEvents:
     """int64[N], one past the last event of the session at the same time."""
 
     @staticmethod
-    def order(rows: AnyArray, *, session: Int64) -> ClosedEvents:
-        """Sort EVENT[N] by (session, time, offset)."""
-        order = np.lexsort((rows["offset"], rows["time_ms"], session))
-        rows, session = rows[order], session[order]
+    def order(rows: AnyArray, *, handles: Int64, session: Int64) -> ClosedEvents:
+        """Sort EVENT[N], whose sessions ascend, by (session, time, offset)."""
+        if not _in_order(rows, session):
+            order = np.lexsort((rows["offset"], rows["time_ms"], session))
+            rows, handles = rows[order], handles[order]
         new_session = _changes(session)
         first, end = _runs(new_session)
         tie_first, tie_end = _runs(new_session | _changes(rows["time_ms"]))
-        return ClosedEvents(rows, session, first, end, tie_first, tie_end)
+        return ClosedEvents(rows, handles, session, first, end, tie_first, tie_end)
 
 
 def match(events: ClosedEvents) -> Int64:
@@ -106,6 +109,12 @@ def _last_before(ends: Int64, *, wanted: Int64, offered: Int64, offers: Int64) -
     found = np.empty(order.size, np.int64)
     found[order] = np.where(same_key, sources[np.maximum(at, 0)], -1)
     return found[offers.shape[0] :]
+
+
+def _in_order(rows: AnyArray, session: Int64) -> bool:
+    times_ms, offsets = rows["time_ms"], rows["offset"]
+    later = (times_ms[1:] > times_ms[:-1]) | ((times_ms[1:] == times_ms[:-1]) & (offsets[1:] > offsets[:-1]))
+    return bool((later | (session[1:] > session[:-1])).all())
 
 
 def _changes(column: AnyArray) -> Bool:

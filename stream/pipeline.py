@@ -12,14 +12,15 @@ import numpy as np
 from dedup_cache import sample_id
 from dedup_cache.arrays import AnyArray, Int64
 from stream.columns import GroupAssembler, ImpressionColumns
+from stream.compiled import warm
 from stream.config import Config, EventsConfig, FeatureConfig, LabelConfig, SessionConfig
-from stream.event_store import EventStore
 from stream.events import IMPRESSION, Decoder, EventBlock
 from stream.labels import ClosedEvents, label_kinds, label_matrix, match
+from stream.open_events import ListedEvents, OpenEvents, column_events
 from stream.records import CommitPoint, PipelineCounts, PipelineOutput, RecordBlock, Rejected, SampleBlock
 from stream.sampling import sample_negatives
 from stream.session_features import SessionFeatures
-from stream.sessions import DUPLICATE, FULL, LATE, OpenSessions, PartitionSessions, Placement, RestoreError
+from stream.sessions import DUPLICATE, FULL, LATE, OpenSessions, Placement, RestoreError
 
 DROP_REASONS = {
     LATE: ("late", "older than the watermark less the session gap"),
@@ -74,8 +75,7 @@ class PartitionPipeline:
             labels=config.labels,
             max_ahead_ms=config.session.max_ahead_ms,
         )
-        self._sessions = PartitionSessions(config.session, watermark_ms=start.watermark_ms)
-        self._store = EventStore(self._decoder.no_impressions())
+        self._open: OpenEvents = self._make_open(start.watermark_ms)
         self._assembler = GroupAssembler(config.features)
         self._label_kinds = label_kinds(config.labels, engagements=config.events.engagements)
         self.position = start.offset
@@ -84,22 +84,22 @@ class PartitionPipeline:
     @property
     def watermark_ms(self) -> int:
         """W: the greatest accepted event time less the allowed disorder, or a later advance."""
-        return self._sessions.watermark_ms
+        return self._open.watermark_ms
 
     @property
     def open_sessions(self) -> int:
         """How many sessions are open."""
-        return self._sessions.open_sessions
+        return self._open.open_sessions
 
     @property
     def open_events(self) -> int:
         """How many events they hold."""
-        return self._sessions.open_events
+        return self._open.open_events
 
     @property
     def max_event_time_ms(self) -> int:
         """The greatest event time accepted since the start, NO_WATERMARK before the first."""
-        return self._sessions.max_event_time_ms
+        return self._open.max_event_time_ms
 
     def feed(self, block: RecordBlock) -> PipelineOutput:
         """Process a block and close every session that the watermark then allows.
@@ -111,10 +111,8 @@ class PartitionPipeline:
         self._check(block)
         decoded = self._decoder.decode(block)
         events = decoded.events
-        self._store.append(events)
-        placement = self._sessions.place(
-            events.rows["offset"], times_ms=events.rows["time_ms"], keys=events.keys, event_ids=events.rows["event_id"]
-        )
+        self._change_over()
+        placement = self._open.place(events)
         self.position = int(block.offsets[-1]) + 1
         impressions = int(np.count_nonzero(events.rows["kind"] == IMPRESSION))
         counts = PipelineCounts(
@@ -127,7 +125,7 @@ class PartitionPipeline:
 
     def advance(self, watermark_ms: int) -> PipelineOutput:
         """Raise the watermark at the current position, where it is lower, and close what it allows."""
-        return self._emit(self._sessions.advance(watermark_ms), quarantined=[], counts=PipelineCounts())
+        return self._emit(self._open.advance(watermark_ms), quarantined=[], counts=PipelineCounts())
 
     def flush(self) -> PipelineOutput:
         """Close what the watermark allows; `feed` and `advance` leave nothing to close, so this is always empty."""
@@ -135,19 +133,19 @@ class PartitionPipeline:
 
     def commit_point(self) -> CommitPoint:
         """The oldest offset that an open session needs (the position without any), and the watermark before it."""
-        return self._sessions.oldest() or CommitPoint(self.position, self.watermark_ms)
+        return self._open.oldest() or CommitPoint(self.position, self.watermark_ms)
 
     def close_all_watermark_ms(self) -> int:
         """The smallest watermark at which every open session is closed; the present one without any."""
-        return self._sessions.close_all_watermark_ms()
+        return self._open.close_all_watermark_ms()
 
     def next_close_watermark_ms(self) -> int | None:
         """A watermark below which `advance` closes nothing; None without open sessions."""
-        return self._sessions.next_close_ms()
+        return self._open.next_close_ms()
 
     def state(self) -> PipelineState:
         """What it remembers besides the events at `held_offsets`."""
-        return PipelineState(self.position, self.watermark_ms, self.max_event_time_ms, self._sessions.state())
+        return PipelineState(self.position, self.watermark_ms, self.max_event_time_ms, self._open.state())
 
     def no_impressions(self) -> ImpressionColumns:
         """Columns of no impressions, with the types and widths that all have."""
@@ -155,11 +153,11 @@ class PartitionPipeline:
 
     def held_offsets(self) -> Int64:
         """The offsets of the events that open sessions hold, ascending."""
-        return self._store.held()
+        return self._open.held()
 
     def held_events(self, offsets: Int64) -> EventBlock:
         """Those at ascending `offsets`, as they were decoded; they never change while they are held."""
-        return self._store.block(offsets)
+        return self._open.block(offsets)
 
     @staticmethod
     def restore(
@@ -174,16 +172,23 @@ class PartitionPipeline:
         rows = events.rows
         if not (np.diff(rows["offset"]) > 0).all() or (rows["offset"] >= state.position).any():
             raise RestoreError(f"events that are not in offset order before {state.position}")
-        pipeline._sessions.restore(
-            state.sessions,
-            offsets=rows["offset"],
-            times_ms=rows["time_ms"],
-            keys=events.keys,
-            event_ids=rows["event_id"],
-        )
-        pipeline._sessions.max_event_time_ms = state.max_event_time_ms
-        pipeline._store.append(events)
+        pipeline._open.restore(state.sessions, events, max_event_time_ms=state.max_event_time_ms)
         return pipeline
+
+    def _make_open(self, watermark_ms: int) -> OpenEvents:
+        """Tables where the kernels are at hand, objects until then."""
+        config, like = self._config.session, self._decoder.no_impressions()
+        if warm.ready():
+            return column_events(config, watermark_ms=watermark_ms, like=like)
+        return ListedEvents(config, watermark_ms=watermark_ms, like=like)
+
+    def _change_over(self) -> None:
+        """From objects to tables, once the kernels are at hand."""
+        if isinstance(self._open, ListedEvents) and warm.ready():
+            before = self._open
+            self._open = self._make_open(before.watermark_ms)
+            events, latest_ms = before.block(before.held()), before.max_event_time_ms
+            self._open.restore(before.state(), events, max_event_time_ms=latest_ms)
 
     def _check(self, block: RecordBlock) -> None:
         ascending = bool((block.offsets[1:] > block.offsets[:-1]).all())
@@ -195,13 +200,14 @@ class PartitionPipeline:
 
     def _emit(self, placement: Placement, *, quarantined: list[Rejected], counts: PipelineCounts) -> PipelineOutput:
         session = np.repeat(np.arange(placement.closed_lengths.shape[0]), placement.closed_lengths)
-        closed = ClosedEvents.order(self._store.rows(placement.closed_offsets), session=session)
+        rows = self._open.rows(placement.closed)
+        closed = ClosedEvents.order(rows, handles=placement.closed, session=session)
         matched = match(closed)
         unmatched = np.flatnonzero((closed.rows["kind"] != IMPRESSION) & (matched < 0))
-        late = self._late(placement, unmatched=closed.rows["offset"][unmatched], session=closed.session[unmatched])
+        late = self._late(placement, unmatched=closed.handles[unmatched], session=closed.session[unmatched])
         samples = self._samples(closed, matched=matched)
         num_samples = samples.num_samples if samples else 0
-        self._store.release(np.concatenate([placement.closed_offsets, placement.dropped_offsets]))
+        self._open.release(np.concatenate([placement.closed, placement.dropped]))
         counts += PipelineCounts(
             duplicates=int(np.count_nonzero(placement.dropped_reasons == DUPLICATE)),
             sessions_closed=placement.closed_lengths.shape[0],
@@ -219,11 +225,17 @@ class PartitionPipeline:
         why += [UNMATCHED] * unmatched.shape[0]
         if not why:
             return []
-        offsets = np.concatenate([placement.dropped_offsets[dropped], unmatched])
         turns = np.concatenate([placement.dropped_turns[dropped], placement.closed_turns[session]])
         order = np.argsort(turns, kind="stable")
-        reasons, details = zip(*(why[i] for i in order.tolist()), strict=True)
-        return self._store.rejected(offsets[order], reasons=list(reasons), details=list(details))
+        handles = np.concatenate([placement.dropped[dropped], unmatched])[order]
+        rows = self._open.rows(handles)
+        columns = (
+            rows["offset"].tolist(),
+            rows["append_ms"].tolist(),
+            *zip(*(why[i] for i in order.tolist()), strict=True),
+        )
+        keys, values = self._open.records(handles)
+        return [Rejected(*fields) for fields in zip(*columns, keys.tolist(), values.tolist(), strict=True)]
 
     def _samples(self, closed: ClosedEvents, *, matched: Int64) -> SampleBlock | None:
         is_sample: AnyArray = closed.rows["kind"] == IMPRESSION
@@ -239,7 +251,7 @@ class PartitionPipeline:
         rows = rows[kept]
         features = SessionFeatures(closed, matched=matched)
         dense, lists = features.dense(self._config.features), features.lists(self._config.features)
-        columns = self._store.impressions(rows["offset"])
+        columns = self._open.impressions(closed.handles[is_sample][kept])
         return SampleBlock(
             offsets=np.ascontiguousarray(rows["offset"]),
             event_times_ms=np.ascontiguousarray(rows["time_ms"]),

@@ -27,17 +27,18 @@ LATE, FULL, DUPLICATE = 0, 1, 2
 class Placement:
     """What became of events, earlier ones included: K sessions closed with N events, X events dropped.
 
-    Every close and every drop has a `turn`, its place in the order in which they happened.
+    A handle names an event to whoever placed it; here it is the offset. Every close and every drop has a `turn`, its
+    place in the order in which they happened.
     """
 
-    closed_offsets: Int64
-    """int64[N], session by session in the order of closing, in no order inside a session."""
+    closed: Int64
+    """int64[N] handles, session by session in the order of closing, in no order inside a session."""
     closed_lengths: Int64
     """int64[K]"""
     closed_turns: Int64
     """int64[K]"""
-    dropped_offsets: Int64
-    """int64[X]"""
+    dropped: Int64
+    """int64[X] handles"""
     dropped_reasons: Int64
     """int64[X]: LATE, FULL or DUPLICATE."""
     dropped_turns: Int64
@@ -111,10 +112,10 @@ class _Turns:
         lengths = np.fromiter((len(kept) for _, kept in self.closed), np.int64, len(self.closed))
         offsets = chain.from_iterable(kept.values() for _, kept in self.closed)
         return Placement(
-            closed_offsets=np.fromiter(offsets, np.int64, int(lengths.sum())),
+            closed=np.fromiter(offsets, np.int64, int(lengths.sum())),
             closed_lengths=lengths,
             closed_turns=np.fromiter((turn for turn, _ in self.closed), np.int64, len(self.closed)),
-            dropped_offsets=dropped[:, 0],
+            dropped=dropped[:, 0],
             dropped_reasons=dropped[:, 1],
             dropped_turns=dropped[:, 2],
         )
@@ -191,7 +192,7 @@ class PartitionSessions:
         Raises RestoreError.
         """
         opened = self._reopen(sessions)
-        of_event = _session_of(sessions, keys=keys, times_ms=times_ms)
+        of_event = session_of(sessions, keys=keys, times_ms=times_ms)
         order = np.argsort(of_event, kind="stable")
         ids, places = event_ids[order].tolist(), offsets[order].tolist()
         ends = np.cumsum(np.bincount(of_event, minlength=len(opened))).tolist()
@@ -236,7 +237,7 @@ class PartitionSessions:
         return cells
 
     def _note_latest(self, times_ms: Int64, *, offsets: Int64, placement: Placement) -> None:
-        late = placement.dropped_offsets[placement.dropped_reasons == LATE]
+        late = placement.dropped[placement.dropped_reasons == LATE]
         accepted = np.delete(times_ms, np.searchsorted(offsets, late)) if late.size else times_ms
         if accepted.size:
             self.max_event_time_ms = max(self.max_event_time_ms, int(accepted.max()))
@@ -309,7 +310,7 @@ class PartitionSessions:
             of_key.remove(session)
 
 
-def _session_of(sessions: OpenSessions, *, keys: Int64, times_ms: Int64) -> Int64:
+def session_of(sessions: OpenSessions, *, keys: Int64, times_ms: Int64) -> Int64:
     """int64[M]: the number of each event's session. Raises RestoreError where there is none."""
     num_sessions = sessions.keys.shape[0]
     all_keys = np.concatenate([sessions.keys, keys])

@@ -34,3 +34,9 @@ def part(function: Function) -> Function:
     """A piece of a kernel, compiled into it."""
     compiled: Function = numba.njit(forceinline=True, **_OPTIONS)(function)
     return compiled
+
+
+def piece(function: Function) -> Function:
+    """A part that is called: for what is large or rare, and would be compiled again at every place."""
+    compiled: Function = numba.njit(**_OPTIONS)(function)
+    return compiled

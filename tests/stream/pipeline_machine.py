@@ -87,6 +87,12 @@ SPOILED = st.sampled_from(
 )
 
 
+class Kernels:
+    """What a test may have `warm.ready` say; the machine begins without and loads them at some moment."""
+
+    loaded = False
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """What a pipeline said of itself at some moment."""
@@ -114,6 +120,7 @@ class PipelineMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        Kernels.loaded = False
         self.pipeline = self.fresh(CommitPoint(0))
         self.oracle = Oracle(CONFIG)
         self.emitted = Emitted()
@@ -127,6 +134,11 @@ class PipelineMachine(RuleBasedStateMachine):
     @staticmethod
     def fresh(start: CommitPoint) -> PartitionPipeline:
         return PartitionPipeline(PipelineConfig.of(CONFIG), partition=3, start=start)
+
+    @rule()
+    def load_kernels(self) -> None:
+        """From the next block on, this pipeline and all that are made."""
+        Kernels.loaded = True
 
     @rule(data=st.data(), count=st.integers(1, 8))
     def records(self, data: st.DataObject, count: int) -> None:

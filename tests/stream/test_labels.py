@@ -24,7 +24,7 @@ def closed(*sessions: list[tuple]) -> ClosedEvents:
     rows = np.array([row for session in sessions for row in session], EVENT)
     rows["offset"] = np.arange(rows.shape[0])
     session = np.repeat(np.arange(len(sessions)), [len(session) for session in sessions])
-    return ClosedEvents.order(rows, session=session)
+    return ClosedEvents.order(rows, handles=rows["offset"], session=session)
 
 
 def joined(events: ClosedEvents) -> dict[int, int | None]:

@@ -29,7 +29,8 @@ def closed(*sessions: list[tuple[int, str, int | None]]) -> ClosedEvents:
         rows[i]["time_ms"], rows[i]["kind"], rows[i]["has_item"] = time_ms, what == "click", item is not None
         rows[i]["item"] = rows[i]["item_id"] = item or 0
         rows[i]["target"], rows[i]["has_target"] = firsts[i], item is None
-    return ClosedEvents.order(rows, session=np.repeat(np.arange(len(sessions)), list(map(len, sessions))))
+    session = np.repeat(np.arange(len(sessions)), list(map(len, sessions)))
+    return ClosedEvents.order(rows, handles=rows["offset"], session=session)
 
 
 def features(events: ClosedEvents) -> tuple[dict[str, list[float]], dict[str, list[list[int]]]]:
