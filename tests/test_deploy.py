@@ -23,6 +23,7 @@ from urllib.request import urlopen
 import msgspec
 import pytest
 import yaml
+from numba.core.caching import UserProvidedCacheLocator
 
 from recd import child
 from recd.embedded import EmbeddedKafka, free_port, redis_binary
@@ -34,6 +35,8 @@ DOCKERFILES = sorted((ROOT / "deploy").glob("Dockerfile.*"))
 OWN_SERVICES = ("topics", "stream", "trainer", "server")
 PINNED = re.compile(r"[a-z0-9./-]+:v?\d+\.\d+\.\d+[a-z0-9.-]*")
 DEADLINE_S = 240
+WITHOUT_PRIVILEGE = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if not os.geteuid() else []
+"""Root without the right to write whatever it likes."""
 SHORT_SESSIONS = ["--set", "session.gap_ms=1000", "--set", "session.out_of_orderness_ms=100"]
 """Only so that the test need not wait for a session of the real length to end."""
 
@@ -200,6 +203,75 @@ def test_only_what_an_image_needs_goes_into_it() -> None:
         "dedup_cache", "stream", "trainer", "serving", "recd",
     }  # fmt: skip
     assert packages <= sent
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_a_changed_source_file_leaves_the_layer_with_the_dependencies_alone(dockerfile: Path) -> None:
+    build, _final = stages(dockerfile)
+    installs = [i for i, (kind, words) in enumerate(build) if kind == "RUN" and "uv pip install" in words]
+    copied = {word: i for i, (kind, words) in enumerate(build) if kind == "COPY" for word in words.split()[:-1]}
+    assert len(installs) == 2
+    assert {word for word, i in copied.items() if i < installs[0]} == {"pyproject.toml", "constraints"}
+    sent = {line[1:].rstrip("/") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert set(copied) == sent, "what is sent to the engine is what the image is built from"
+    assert max(copied.values()) < installs[1]
+
+
+def test_a_worker_in_a_container_finds_the_kernels_of_its_image() -> None:
+    """Those were made with the paths and for the processor that the container asks for."""
+    build, final = stages(ROOT / "deploy" / "Dockerfile.stream")
+    places = [i for i, (kind, words) in enumerate(build) if kind == "RUN" and "-P -m stream.compiled.warm" in words]
+    made = environment(build[: places[0]])
+    found = environment(final)
+    assert {name: found[name] for name in made if name.startswith("NUMBA")} == {
+        "NUMBA_CACHE_DIR": "/opt/recd/kernels",
+        "NUMBA_CPU_NAME": "generic",
+    }
+    copied = [words.split()[-2:] for kind, words in final if kind == "COPY"]
+    assert any(from_ == to and Path(found["NUMBA_CACHE_DIR"]).is_relative_to(to) for from_, to in copied)
+
+
+def test_kernels_are_read_from_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    """As the image's is; numba by itself would pass over it."""
+    for package in ("dedup_cache", "stream"):
+        source = ROOT / package / "compiled" / "kernel.py"
+        folder = tmp_path / UserProvidedCacheLocator.get_suitable_cache_subpath(str(source))
+        folder.mkdir()
+        for suffix in ("nbi", "nbc"):
+            for file in source.parent.joinpath("__pycache__").glob(f"*.{suffix}"):
+                shutil.copy(file, folder)
+        folder.chmod(0o555)
+    tmp_path.chmod(0o555)
+    own = {"NUMBA_CACHE_DIR": str(tmp_path), "HOME": "/nowhere", "XDG_CACHE_HOME": "/nowhere"}
+    locator = "NUMBA_CACHE_LOCATOR_CLASSES"
+    given = environment(stages(ROOT / "deploy" / "Dockerfile.stream")[1])[locator]
+    program = "from stream.compiled import sample; from dedup_cache.compiled.rows import copy_slices as kernel;"
+    program += "print(kernel._cache.cache_path, sample.is_cached())"
+    for env, path in ((own | {locator: given}, tmp_path), (own, ROOT)):
+        command = [*WITHOUT_PRIVILEGE, sys.executable, "-c", program]
+        answer = subprocess.run(
+            command, env={**os.environ, **env}, cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        place, cached = answer.stdout.split()
+        assert Path(place).is_relative_to(path)
+        assert cached == "True"
+
+
+def stages(dockerfile: Path) -> list[list[tuple[str, str]]]:
+    """By stage, the instructions and their words."""
+    text = re.sub(r"^#.*\n", "", dockerfile.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    found: list[list[tuple[str, str]]] = []
+    for line in filter(None, text.splitlines()):
+        kind, _, words = line.partition(" ")
+        if kind == "FROM":
+            found.append([])
+        found[-1].append((kind, words))
+    return found
+
+
+def environment(stage: list[tuple[str, str]]) -> dict[str, str]:
+    """What ENV sets in a stage."""
+    return dict(word.split("=", 1) for kind, words in stage if kind == "ENV" for word in words.split())
 
 
 class Host:
