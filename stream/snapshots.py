@@ -49,6 +49,17 @@ class Segment:
     """int64[N], ascending source offsets."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    """What of a segment is held."""
+
+    segment: Segment
+    mask: Bool
+    """bool[N]: which of its events."""
+    places: Int64
+    """Where they stand among all that are held."""
+
+
 @dataclass(frozen=True, slots=True)
 class Restored:
     """The snapshot that a pipeline was restored from, as far as the next ones build on it."""
@@ -87,20 +98,22 @@ class Snapshots:
         if not self._due(pipeline):
             return SnapshotPart()
         held = pipeline.held_offsets()
-        segments = self._worth_keeping(held)
-        covered = np.concatenate([np.empty(0, np.int64), *(segment.offsets for segment in segments)])
-        fresh = np.setdiff1d(held, covered, assume_unique=True)
+        kept = self._worth_keeping(held)
+        is_new = np.ones(held.shape[0], np.bool_)
+        for one in kept:
+            is_new[one.places] = False
+        fresh = held[is_new]
         part, complete = fresh[:SEGMENT_EVENTS], fresh.shape[0] <= SEGMENT_EVENTS
         chunks: list[Chunk] = []
-        self._segments = segments
+        self._segments, masks = [one.segment for one in kept], [one.mask for one in kept]
         if part.size:
             ref = self._blob(encode_events(pipeline.held_events(part)), name=f"{commit}/events", chunks=chunks)
-            self._segments = [*segments, Segment(ref, part)]
+            self._segments.append(Segment(ref, part))
+            masks.append(np.ones(part.size, np.bool_))
         if not complete:
             return SnapshotPart(tuple(chunks))
-        masks = tuple(_held(segment, held) for segment in self._segments)
         state = pipeline.state()
-        head = encode_head(Head(state, tuple(segment.ref for segment in self._segments), masks))
+        head = encode_head(Head(state, tuple(segment.ref for segment in self._segments), tuple(masks)))
         ref = self._blob(head, name=f"{commit}/head", chunks=chunks)
         self._position = state.position
         taken = SnapshotRef(state.position, held.shape[0], state.sessions.keys.shape[0], ref)
@@ -113,13 +126,13 @@ class Snapshots:
         behind = pipeline.position - max(self._position, pipeline.commit_point().offset)
         return behind >= max(self._limits.every_events, pipeline.open_events // OPEN_SHARE)
 
-    def _worth_keeping(self, held: Int64) -> list[Segment]:
+    def _worth_keeping(self, held: Int64) -> list[_Kept]:
         """Segments of which at least half is held; of too many the largest half."""
-        counts = [(int(_held(segment, held).sum()), segment) for segment in self._segments]
-        kept = [(count, segment) for count, segment in counts if 2 * count >= segment.offsets.shape[0]]
+        found = [_find(segment, held) for segment in self._segments]
+        kept = [one for one in found if 2 * one.places.shape[0] >= one.mask.shape[0]]
         if len(kept) >= MOST_SEGMENTS:
-            kept = sorted(kept, key=lambda one: -one[0])[: MOST_SEGMENTS // 2]
-        return [segment for _, segment in kept]
+            kept = sorted(kept, key=lambda one: -one.places.shape[0])[: MOST_SEGMENTS // 2]
+        return kept
 
     def _blob(self, data: bytes, *, name: str, chunks: list[Chunk]) -> BlobRef:
         size = self._limits.chunk_bytes
@@ -129,13 +142,13 @@ class Snapshots:
         return BlobRef(name, self.next_offset, len(pieces), len(data), checksum(data))
 
 
-def _held(segment: Segment, held: Int64) -> Bool:
-    """bool[N]: which of the segment's events are among `held`, ascending."""
+def _find(segment: Segment, held: Int64) -> _Kept:
+    """Look its events up among `held`, ascending."""
     places = np.searchsorted(held, segment.offsets)
-    found: Bool = np.zeros(segment.offsets.shape[0], np.bool_)
+    mask: Bool = np.zeros(segment.offsets.shape[0], np.bool_)
     inside = places < held.shape[0]
-    found[inside] = held[places[inside]] == segment.offsets[inside]
-    return found
+    mask[inside] = held[places[inside]] == segment.offsets[inside]
+    return _Kept(segment, mask, places[mask])
 
 
 def chunks_of(refs: Iterable[BlobRef]) -> dict[bytes, tuple[str, int]]:
