@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stream.config import Config
+from stream.kafka import KafkaError, TopicMissing
 from stream.kafka.hanging import Hanging, end_hanging, find_hanging, offsets_place, unread
 from stream.kafka.transaction_log import Decision
 from stream.stuck import own_topics
@@ -25,22 +26,29 @@ def look_for_hanging(config: Config, *, end: bool) -> Found:
 
     Raises KafkaError.
     """
-    hanging = _hanging(config)
+    hanging, refused = _hanging(config)
     if not hanging:
-        return Found(("no transaction hangs",), 0)
+        return Found((*refused, "no transaction hangs"), 0)
     if not end:
-        return Found(tuple(one.message(config.kafka.bootstrap) for one in hanging), len(hanging))
+        return Found((*refused, *(one.message(config.kafka.bootstrap) for one in hanging)), len(hanging))
     end_hanging(config.kafka, hanging)
-    left = {_name(one) for one in _hanging(config)}
+    left = {_name(one) for one in _hanging(config)[0]}
     lines = tuple(_line(one, ended=_name(one) not in left) for one in hanging)
-    return Found(lines, len(left))
+    return Found((*refused, *lines), len(left))
 
 
-def _hanging(config: Config) -> list[Hanging]:
-    kafka = config.kafka
-    offsets = offsets_place(kafka, config.stream.group_id)
-    behind = [one.place for one in unread(kafka, [*own_topics(config), offsets[0]])]
-    return find_hanging(kafka, [place for place in behind if place[0] != offsets[0] or place == offsets])
+def _hanging(config: Config) -> tuple[list[Hanging], list[str]]:
+    """What hangs, and why not everything could be looked at."""
+    kafka, refused = config.kafka, []
+    places = [one.place for one in unread(kafka, own_topics(config))]
+    try:
+        offsets = offsets_place(kafka, config.stream.group_id)
+        places += [one.place for one in unread(kafka, [offsets[0]]) if one.place == offsets]
+    except TopicMissing:
+        pass  # no group ever committed anything
+    except KafkaError as error:
+        refused.append(f"not looked at: the offsets of group '{config.stream.group_id}': {error}")
+    return find_hanging(kafka, places), refused
 
 
 def _name(one: Hanging) -> str:

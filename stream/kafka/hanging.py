@@ -85,13 +85,13 @@ def find_hanging(kafka: KafkaConfig, places: Iterable[Place]) -> list[Hanging]:
         return []
     time.sleep(CONFIRMED_AFTER_S)
     again = {_identity(opened) for opened, _ in asyncio.run(_unknown_to_coordinators(kafka, places))}
-    return [_decided(kafka, opened, name) for opened, name in found if _identity(opened) in again]
+    return _decided(kafka, [(opened, name) for opened, name in found if _identity(opened) in again])
 
 
 def left_open(kafka: KafkaConfig, topics: Iterable[str], *, transactional_id: str) -> list[Hanging]:
     """Those of one id whose producer was just initialised: nothing of it may be open. Raises KafkaError."""
     opened = asyncio.run(_open_of(kafka, set(topics), transactional_id))
-    return [_decided(kafka, one, transactional_id) for one in opened]
+    return _decided(kafka, [(one, transactional_id) for one in opened])
 
 
 def end_hanging(kafka: KafkaConfig, hanging: Iterable[Hanging]) -> None:
@@ -145,9 +145,13 @@ async def _end(kafka: KafkaConfig, hanging: list[Hanging]) -> None:
             await asked.write_marker(cluster.leaders[one.opened.place], one.opened, commit=commit)
 
 
-def _decided(kafka: KafkaConfig, opened: OpenAt, transactional_id: str) -> Hanging:
-    entries = log_of(kafka, transactional_id, since_ms=opened.last_ms) if transactional_id else []
-    return Hanging(opened, transactional_id, decision(opened, entries))
+def _decided(kafka: KafkaConfig, found: list[tuple[OpenAt, str]]) -> list[Hanging]:
+    """With what the coordinator's log says of each; it is read once for an id."""
+    since_ms: dict[str, int] = {}
+    for opened, name in found:
+        since_ms[name] = min(opened.last_ms, since_ms.get(name, opened.last_ms))
+    logs = {name: log_of(kafka, name, since_ms=since) if name else [] for name, since in since_ms.items()}
+    return [Hanging(opened, name, decision(opened, logs[name])) for opened, name in found]
 
 
 def _identity(opened: OpenAt) -> tuple[Place, int, int]:
