@@ -11,6 +11,9 @@ import xxhash
 from stream.archive.errors import ArchiveError, FileDamaged
 from stream.archive.manifest import FileRecord
 
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss"}
+"""They know no folders, and making one would make a bucket of whatever name was misspelt."""
+
 
 class ArchiveStore:
     """The files below one URL. They are written once, whole, under a name that is never used again."""
@@ -29,7 +32,8 @@ class ArchiveStore:
         """
         place = f"{self._root}/{path}"
         try:
-            self._fs.makedirs(place.rpartition("/")[0], exist_ok=True)
+            if not OBJECT_STORES & set(_protocols(self._fs)):
+                self._fs.makedirs(place.rpartition("/")[0], exist_ok=True)
             with self._fs.open(place, "wb") as file:
                 file.write(data)
                 if "file" in _protocols(self._fs):
