@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dedup_cache import Deduplicated, Group, Rows, deduplicate
+from dedup_cache import Deduplicated, Group, Rows, deduplicate, distinct, fingerprints
+from dedup_cache.arrays import AnyArray
 from dedup_cache.jagged import Jagged
-from stream.transforms.operation import Column, Ids
+from stream.transforms.operation import Column, Ids, Operation
 from stream.transforms.plan import DerivedFeature, GivenFeature, Planned, plan
 
 TRANSFORMS_VERSION = 1
@@ -21,13 +22,34 @@ ID_BYTES, COLUMN_BYTES, ROW_BYTES = 8, 4, 16
 
 
 @dataclass(frozen=True, slots=True)
-class _GroupPlan:
-    """The features of one group in the order of their computation, and where those given stand in the dense matrix."""
+class _Step:
+    """One feature: made of its inputs, or of the column of its own name, by operations one after the other."""
 
-    features: tuple[Planned, ...]
+    name: str
+    inputs: tuple[str, ...]
+    operations: tuple[Operation, ...]
+
+    @staticmethod
+    def of(feature: Planned) -> _Step:
+        """Resolve what the config says."""
+        operations = tuple(transform.operation for transform in feature.transforms)
+        return _Step(feature.name, feature.inputs or (feature.name,), operations)
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupPlan:
+    """How the features of one group are made, in order, and where those given stand in the dense matrix."""
+
     dense_places: dict[str, slice]
     merges: bool
     """Whether different rows may well become equal."""
+    early: tuple[_Step, ...]
+    """What makes rows different, and all that this is made of."""
+    late: tuple[_Step, ...]
+    """The others, which follow from it."""
+    deciding: tuple[str, ...]
+    """Of the early features, those that batches hold."""
+    in_batch: tuple[str, ...]
 
 
 class Transforms:
@@ -37,6 +59,7 @@ class Transforms:
         planned = plan(features, derived)
         changed = {feature.group for feature in planned if feature.transforms or feature.inputs or not feature.in_batch}
         self._groups = {name: _group_plan([f for f in planned if f.group == name]) for name in changed}
+        self._most_bytes = {name: _most_bytes([f for f in planned if f.group == name]) for name in changed}
 
     def changes(self, group: str) -> bool:
         """Whether the group has any."""
@@ -47,43 +70,49 @@ class Transforms:
         if group not in self._groups:
             return given
         group_plan = self._groups[group]
-        columns: dict[str, Column] = {}
-        for feature in group_plan.features:
-            inputs = [columns[name] for name in feature.inputs] or [_given(feature.name, given, group_plan)]
-            for transform in feature.transforms:
-                inputs = [transform.operation.run(*inputs)]
-            columns[feature.name] = inputs[0]
-        kept = [(feature.name, columns[feature.name]) for feature in group_plan.features if feature.in_batch]
-        dense = [column for _, column in kept if not isinstance(column, Jagged)]
-        return Rows(
-            np.concatenate([np.empty((given.num_rows, 0), np.float32), *dense], axis=1),
-            {name: column for name, column in kept if isinstance(column, Jagged)},
-        )
+        columns = _given(given, group_plan)
+        _run(group_plan.early + group_plan.late, columns)
+        return _rows(group_plan.in_batch, columns, num_rows=given.num_rows)
 
     def distinct(self, given: Rows, *, group: str, salt: bytes) -> Deduplicated:
         """Distinct rows, transformed. `salt` must change with the transforms, as `batch_schema` sees to.
 
-        Where the group's transforms are of a kind that makes rows equal (shortened lists, buckets), those become one,
-        and the fingerprints are those of the result; elsewhere they are those of the rows as given.
+        Where the group's transforms are of a kind that makes rows equal (shortened lists, buckets), those become one;
+        the fingerprints are then those of the features that make rows different, as transformed, and elsewhere those
+        of the rows as given.
         """
-        first = deduplicate(given, salt=salt)
+        return self.of_distinct(deduplicate(given, salt=salt), group=group, salt=salt)
+
+    def of_distinct(self, first: Deduplicated, *, group: str, salt: bytes) -> Deduplicated:
+        """What `distinct` does after the rows as given have been deduplicated."""
         if group not in self._groups:
             return first
-        made = self.rows(first.group.rows, group=group)
-        if not self._groups[group].merges:
-            return Deduplicated(Group(made, first.group.inverse), first.fingerprints)
-        second = deduplicate(made, salt=salt)
-        return Deduplicated(Group(second.group.rows, second.group.inverse[first.group.inverse]), second.fingerprints)
+        if self._groups[group].merges:
+            return self._merged(first, group=group, salt=salt)
+        return Deduplicated(Group(self.rows(first.group.rows, group=group), first.group.inverse), first.fingerprints)
+
+    def _merged(self, first: Deduplicated, *, group: str, salt: bytes) -> Deduplicated:
+        """One row of those that become equal.
+
+        In this order: what makes rows different is made, its fingerprints tell which rows are equal, and features
+        that follow from it are made of what is left.
+        """
+        group_plan = self._groups[group]
+        given, inverse = first.group.rows, first.group.inverse
+        columns = _given(given, group_plan)
+        _run(group_plan.early, columns)
+        prints = fingerprints(_rows(group_plan.deciding, columns, num_rows=given.num_rows), salt=salt)
+        merged = distinct(prints)
+        if merged.first.size < given.num_rows:
+            columns = {name: _select(column, merged.first) for name, column in columns.items()}
+            prints, inverse = prints[merged.first], merged.inverse[inverse]
+        _run(group_plan.late, columns)
+        made = _rows(group_plan.in_batch, columns, num_rows=merged.first.size)
+        return Deduplicated(Group(made, inverse), prints)
 
     def most_bytes(self, group: str) -> int | None:
         """No row of the result is larger, encoded; None for a group without transforms."""
-        if group not in self._groups:
-            return None
-        kept = [feature for feature in self._groups[group].features if feature.in_batch]
-        return ROW_BYTES + sum(
-            COLUMN_BYTES + ID_BYTES * f.kind.max_length if isinstance(f.kind, Ids) else COLUMN_BYTES * f.kind.width
-            for f in kept
-        )
+        return self._most_bytes.get(group)
 
 
 def _group_plan(features: Sequence[Planned]) -> _GroupPlan:
@@ -95,9 +124,69 @@ def _group_plan(features: Sequence[Planned]) -> _GroupPlan:
             width += feature.given.width
     own = [feature for feature in features if feature.given is not None]
     merges = any(not f.in_batch or any(t.operation.merges for t in f.transforms) for f in own)
-    return _GroupPlan(tuple(features), places, merges)
+    hidden = _readers({feature.name for feature in own if not feature.in_batch}, features)
+    deciding = tuple(f.name for f in features if f.in_batch and (f.given is not None or f.name in hidden))
+    early = _sources(deciding, features)
+    return _GroupPlan(
+        places,
+        merges,
+        tuple(_Step.of(f) for f in features if f.name in early),
+        tuple(_Step.of(f) for f in features if f.name not in early),
+        deciding,
+        tuple(f.name for f in features if f.in_batch),
+    )
 
 
-def _given(name: str, rows: Rows, group_plan: _GroupPlan) -> Column:
-    place = group_plan.dense_places.get(name)
-    return rows.lists[name] if place is None else rows.dense[:, place]
+def _most_bytes(features: Sequence[Planned]) -> int:
+    return ROW_BYTES + sum(
+        COLUMN_BYTES + ID_BYTES * f.kind.max_length if isinstance(f.kind, Ids) else COLUMN_BYTES * f.kind.width
+        for f in features
+        if f.in_batch
+    )
+
+
+def _readers(names: set[str], features: Sequence[Planned]) -> set[str]:
+    """These and all that is made of them."""
+    for feature in features:
+        if not names.isdisjoint(feature.inputs):
+            names = names | {feature.name}
+    return names
+
+
+def _sources(names: Sequence[str], features: Sequence[Planned]) -> set[str]:
+    """These, all that they are made of, and all that is given."""
+    wanted = set(names)
+    for feature in reversed(features):
+        if feature.name in wanted or feature.given is not None:
+            wanted |= {feature.name, *feature.inputs}
+    return wanted
+
+
+def _run(steps: Sequence[_Step], columns: dict[str, Column]) -> None:
+    """Make one column after the other."""
+    for step in steps:
+        inputs = [columns[name] for name in step.inputs]
+        for operation in step.operations:
+            inputs = [operation.run(*inputs)]
+        columns[step.name] = inputs[0]
+
+
+def _given(rows: Rows, group_plan: _GroupPlan) -> dict[str, Column]:
+    dense: dict[str, Column] = {name: rows.dense[:, place] for name, place in group_plan.dense_places.items()}
+    return dense | rows.lists
+
+
+def _rows(names: Sequence[str], columns: dict[str, Column], *, num_rows: int) -> Rows:
+    dense = [np.empty((num_rows, 0), np.float32)]
+    lists = {}
+    for name in names:
+        column = columns[name]
+        if isinstance(column, Jagged):
+            lists[name] = column
+        else:
+            dense.append(column)
+    return Rows(np.concatenate(dense, axis=1), lists)
+
+
+def _select(column: Column, places: AnyArray) -> Column:
+    return column.select(places) if isinstance(column, Jagged) else column[places]

@@ -14,6 +14,7 @@ import numpy as np
 from dedup_cache import Jagged
 from dedup_cache.arrays import Bool, Float32, Int64
 from stream.hashing import hash_strings
+from stream.transforms import fast
 from stream.transforms.mixing import combine, reduce, seed
 from stream.transforms.operation import Ids, Kind, KindError, Numbers, Operation
 
@@ -40,7 +41,9 @@ class SigridHash(Operation, frozen=True):
 
     def run(self, column: Jagged) -> Jagged:
         """Slices stay slices."""
-        return _with_values(column, reduce(combine(seed(self.salt), column.values), self.buckets))
+        state = seed(self.salt)
+        made = fast.hash_ids(column, state=state, size=self.buckets)
+        return _with_values(column, reduce(combine(state, column.values), self.buckets)) if made is None else made
 
 
 class PositiveModulus(Operation, frozen=True):
@@ -68,7 +71,9 @@ class FirstX(Operation, frozen=True):
 
     def run(self, column: Jagged) -> Jagged:
         """Shorter slices of the same values."""
-        return Jagged(column.values, column.starts, np.minimum(column.lengths, np.int32(self.x))).trim()
+        if int(column.lengths.max(initial=0)) <= self.x:
+            return column
+        return _trim(Jagged(column.values, column.starts, np.minimum(column.lengths, np.int32(self.x))))
 
 
 class Clamp(Operation, frozen=True):
@@ -161,13 +166,23 @@ class NGram(Operation, frozen=True):
 
     def run(self, column: Jagged) -> Jagged:
         """Slices stay slices: a window is hashed once for all rows that hold it."""
-        windows = max(column.values.shape[0] - self.n + 1, 0)
-        state = np.repeat(seed(self.n), windows)
-        for i in range(self.n):
-            state = combine(state, column.values[i : i + windows])
+        if column.is_contiguous():
+            made = fast.hash_windows(column, n=self.n, state=seed(self.n))
+            if made is not None:
+                return made
+        whole = Jagged.from_lengths(column.values, np.array([column.values.shape[0]]))
+        all_windows = fast.hash_windows(whole, n=self.n, state=seed(self.n))
+        hashed = self._windows(column.values) if all_windows is None else all_windows.values
         lengths = np.maximum(column.lengths - np.int32(self.n - 1), np.int32(0))
         starts = np.where(lengths > 0, column.starts, np.int32(0))
-        return Jagged(state.view(np.int64), starts, lengths).trim()
+        return _trim(Jagged(hashed, starts, lengths))
+
+    def _windows(self, values: Int64) -> Int64:
+        windows = max(values.shape[0] - self.n + 1, 0)
+        state = np.repeat(seed(self.n), windows)
+        for i in range(self.n):
+            state = combine(state, values[i : i + windows])
+        return state.view(np.int64)
 
 
 class Enumerate(Operation, frozen=True):
@@ -188,6 +203,9 @@ class Enumerate(Operation, frozen=True):
         if self.of == "place":
             longest = int(column.lengths.max(initial=0))
             return Jagged(np.arange(longest, dtype=np.int64), np.zeros_like(column.starts), column.lengths)
+        made = fast.hash_places(column)
+        if made is not None:
+            return made
         values, lengths = column.compact()
         ends = np.cumsum(lengths, dtype=np.int64)
         places = np.arange(values.shape[0], dtype=np.int64) - np.repeat(ends - lengths, lengths)
@@ -204,3 +222,8 @@ def _keep(column: Jagged, kept: Bool) -> Jagged:
     before = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])
     starts, stops = before[column.starts], before[column.starts + column.lengths]
     return Jagged(column.values[kept], starts.astype(np.int32), (stops - starts).astype(np.int32))
+
+
+def _trim(column: Jagged) -> Jagged:
+    trimmed = fast.trim(column)
+    return column.trim() if trimmed is None else trimmed

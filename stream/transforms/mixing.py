@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from dedup_cache.arrays import Int64, UInt64
@@ -27,9 +29,12 @@ def combine(state: UInt64, ids: Int64) -> UInt64:
     return mix((state + GOLDEN_GAMMA) * GOLDEN_GAMMA + ids.view(np.uint64))
 
 
+@lru_cache(maxsize=1 << 12)
 def seed(salt: int) -> UInt64:
-    """The running hash before the first id, uint64[1]."""
-    return mix(np.array([salt & (2**64 - 1)], np.uint64) + GOLDEN_GAMMA)
+    """The running hash before the first id, uint64[1], not to be written to."""
+    state: UInt64 = mix(np.array([salt & (2**64 - 1)], np.uint64) + GOLDEN_GAMMA)
+    state.setflags(write=False)
+    return state
 
 
 def reduce(hashed: UInt64, size: int) -> Int64:

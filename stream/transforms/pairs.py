@@ -17,6 +17,7 @@ import numpy as np
 
 from dedup_cache import Jagged, distinct
 from dedup_cache.arrays import AnyArray, Bool, Float32, Int32, Int64
+from stream.transforms import fast
 from stream.transforms.mixing import GOLDEN_GAMMA, combine, mix, seed
 from stream.transforms.operation import Ids, Kind, KindError, Numbers, Operation
 
@@ -40,6 +41,10 @@ class Cartesian(Operation, frozen=True):
 
     def run(self, first: Jagged, second: Jagged) -> Jagged:
         """Compact lists."""
+        made = fast.hash_pairs(first, second, max_pairs=self.max_pairs, state=seed(PAIR_SALT))
+        return self._pairs(first, second) if made is None else made
+
+    def _pairs(self, first: Jagged, second: Jagged) -> Jagged:
         widths = second.lengths.astype(np.int64)
         counts = np.minimum(first.lengths * widths, self.max_pairs)
         ends = np.cumsum(counts)
@@ -68,6 +73,10 @@ class IdListTransform(Operation, frozen=True):
 
     def run(self, first: Jagged, second: Jagged) -> Jagged:
         """Compact lists."""
+        made = fast.choose_ids(first, second, operation=self.operation)
+        return self._chosen(first, second) if made is None else made
+
+    def _chosen(self, first: Jagged, second: Jagged) -> Jagged:
         pool = _Pool.of(first, second)
         chosen = pool.is_first_appearance()
         if self.operation != "union":
@@ -121,29 +130,30 @@ class ComputeScore(Operation, frozen=True):
         """float32[U, 1], computed in 64 bits."""
         lists = [column for column in columns if isinstance(column, Jagged)]
         scores = [column for column in columns if not isinstance(column, Jagged)]
+        if not scores:
+            return self._counted(*lists).astype(np.float32)[:, None]
         pool = _Pool.of(*lists)
-        if self.kind_.startswith("score"):
-            result = self._scored(pool, pool.spread(scores[0], second=True))
-        elif self.kind_ == "weighted_cosine":
-            result = _cosine(pool, pool.spread(scores[0], second=False) + pool.spread(scores[1], second=True))
-        elif self.kind_ == "cosine":
-            result = _cosine(pool, np.ones(pool.rows.shape[0]))
+        if self.kind_ == "weighted_cosine":
+            a, b = pool.sides(pool.spread(scores[0], second=False) + pool.spread(scores[1], second=True))
+            result = _cosine(*map(pool.by_row, (a * b, a * a, b * b)))
         else:
-            result = self._counted(pool)
+            result = self._scored(pool, pool.spread(scores[0], second=True))
         return result.astype(np.float32)[:, None]
 
-    def _counted(self, pool: _Pool) -> AnyArray:
-        n, m = pool.sides(np.ones(pool.rows.shape[0]))
-        if self.kind_ == "max_count":
-            return pool.by_row(np.where((n > 0) & (m > 0), np.maximum(n, m), 0.0))
-        overlap: AnyArray = pool.by_row(np.minimum(n, m))
+    def _counted(self, first: Jagged, second: Jagged) -> AnyArray:
+        found = fast.compare_ids(first, second, overlap_only=self.kind_ not in ("max_count", "cosine"))
+        sums: AnyArray = _Pool.of(first, second).compare() if found is None else found
+        overlap: AnyArray = sums[0]
         if self.kind_ == "has_overlap":
-            return (overlap > 0).astype(np.float64)
-        if self.kind_ == "overlap_count":
-            return overlap
-        union = pool.by_row(n + m) - overlap
-        similarity: AnyArray = overlap / np.maximum(union, 1.0)
-        return similarity
+            overlap = np.minimum(overlap, 1.0)
+        elif self.kind_ == "max_count":
+            overlap = sums[1]
+        elif self.kind_ == "cosine":
+            overlap = _cosine(*sums[2:])
+        elif self.kind_ == "jaccard":
+            union = first.lengths + second.lengths.astype(np.int64) - overlap
+            overlap = overlap / np.maximum(union, 1.0)
+        return overlap
 
     def _scored(self, pool: _Pool, scores: AnyArray) -> AnyArray:
         in_first = pool.totals((~pool.in_second).astype(np.float64)) > 0
@@ -212,6 +222,12 @@ class _Pool:
         """float64[U]: sums over the keys of each row."""
         return np.bincount(self.rows[self.first], weights=of_keys, minlength=self.num_rows)
 
+    def compare(self) -> AnyArray:
+        """float64[5, U], as `fast.compare_ids` has it."""
+        n, m = self.sides(np.ones(self.rows.shape[0]))
+        greater = np.where((n > 0) & (m > 0), np.maximum(n, m), 0.0)
+        return np.stack([self.by_row(sums) for sums in (np.minimum(n, m), greater, n * m, n * n, m * m)])
+
     def spread(self, scores: Float32, *, second: bool) -> AnyArray:
         """float64[N]: the score of each id of one of the lists, 0 for the other's and where it is NaN."""
         spread = np.zeros(self.rows.shape[0])
@@ -220,7 +236,6 @@ class _Pool:
         return spread
 
 
-def _cosine(pool: _Pool, weights: AnyArray) -> AnyArray:
-    a, b = pool.sides(weights)
-    norms = np.sqrt(pool.by_row(a * a)) * np.sqrt(pool.by_row(b * b))
-    return np.where(norms > 0, pool.by_row(a * b) / np.where(norms > 0, norms, 1.0), 0.0)
+def _cosine(product: AnyArray, squares: AnyArray, squares_2: AnyArray) -> AnyArray:
+    norms = np.sqrt(squares) * np.sqrt(squares_2)
+    return np.where(norms > 0, product / np.where(norms > 0, norms, 1.0), 0.0)

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dedup_cache import Jagged, MemoryStore, Rows, decode, expand, fingerprints
+from dedup_cache import Jagged, MemoryStore, Rows, decode, expand
 from stream.builder import BatchBuilder, BatchLimits
 from stream.columns import batch_schema
 from stream.config import Config
@@ -71,7 +71,21 @@ def test_distinct_rows_give_what_all_rows_give(repeated: list[tuple[Any, int]]) 
     ]
     assert plain(expand(made.group)) == one_by_one
     assert len(set(map(repr, plain(made.group.rows)))) == made.group.rows.num_rows, "equal rows are one"
-    np.testing.assert_array_equal(made.fingerprints, fingerprints(made.group.rows, salt=b"1"))
+    assert np.unique(made.fingerprints, axis=0).shape == (made.group.rows.num_rows, 2)
+
+
+@settings(deadline=None)
+@given(st.lists(ROW, min_size=2, max_size=8))
+def test_a_row_has_one_fingerprint_whatever_stands_beside_it(given_rows: list[Any]) -> None:
+    """Other batches and workers know it again by that, also where it was made of another row."""
+    everything = rows(given_rows)
+    together = TRANSFORMS.distinct(everything, group="g", salt=b"1")
+    known: dict[str, list[int]] = {}
+    for i in range(everything.num_rows):
+        alone = TRANSFORMS.distinct(everything.take(np.array([i])), group="g", salt=b"1")
+        (print_,) = alone.fingerprints.tolist()
+        assert together.fingerprints[together.group.inverse[i]].tolist() == print_
+        assert known.setdefault(repr(plain(alone.group.rows)), print_) == print_
 
 
 def test_a_row_in_the_order_of_the_schema() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dedup_cache import Jagged
+from dedup_cache import Jagged, RowError, compiled
 from stream.transforms import Ids, Numbers, Transform
 from stream.transforms.mixing import reduce
 from tests.stream.transforms.slow import run_slowly
@@ -51,7 +51,14 @@ def plain(column: Jagged | np.ndarray) -> list[list[Any]]:
 
 
 def check(transform: Transform, *columns: Jagged | np.ndarray) -> None:
-    """The fast result is the slow one, of the promised kind, and the input is left as it was."""
+    """The fast result is the slow one, with kernels and without, of the promised kind; the input is left as it was."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "ready", lambda: False)
+        check_one(transform, *columns)
+    check_one(transform, *columns)
+
+
+def check_one(transform: Transform, *columns: Jagged | np.ndarray) -> None:
     before = [plain(column) for column in columns]
     kinds = tuple(Ids(MAX_LENGTH) if isinstance(c, Jagged) else Numbers(c.shape[1]) for c in columns)
     kind = transform.operation.check(kinds)
@@ -154,6 +161,46 @@ def test_scored_lists(data: st.DataObject, kind: str, num_rows: int) -> None:
     ]
     columns = [lists[0], scores[0], lists[1], scores[1]] if kind == "weighted_cosine" else [*lists, scores[1]]
     check(operation(compute_score={"kind": kind}), *columns)
+
+
+PAIRED = [
+    *({"compute_score": {"kind": kind}} for kind in ("overlap_count", "max_count", "jaccard", "cosine")),
+    *({"id_list_transform": {"operation": name}} for name in ("intersection", "union", "difference")),
+]
+
+
+@pytest.mark.parametrize("parameters", PAIRED, ids=str)
+@pytest.mark.parametrize("longest", [47, 49, 300])
+def test_long_lists(parameters: dict[str, Any], longest: int) -> None:
+    """Kernels compare short lists id by id and long ones by a table; both forms meet in one column."""
+    random = np.random.default_rng(longest)
+    first, second = (
+        Jagged.from_rows([random.integers(0, longest, count) << shift for count in (longest, 3, 0, longest - 1)])
+        for shift in (40, 40)
+    )
+    before = [plain(first), plain(second)]
+    expected = run_slowly(operation(**parameters), before)
+    for ready in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(compiled, "ready", lambda ready=ready: ready)
+            result = operation(**parameters).operation.run(first, second)
+        if isinstance(result, Jagged):
+            assert plain(result) == expected
+        else:
+            assert isinstance(result, np.ndarray)
+            np.testing.assert_allclose(result, np.array(expected).reshape(result.shape), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"ngram": {"n": 2}}, {"enumerate": {}}, {"cartesian": {}}, *PAIRED], ids=lambda p: next(iter(p))
+)
+def test_a_slice_outside_its_values_is_refused(parameters: dict[str, Any]) -> None:
+    """By a kernel, which would read memory that is not its own."""
+    outside = Jagged(np.arange(4), np.array([2], np.int32), np.array([3], np.int32))
+    chosen = operation(**parameters).operation
+    columns = [outside] * len(chosen.inputs())
+    with pytest.raises((RowError, IndexError)):
+        chosen.run(*columns)
 
 
 YEARS = st.integers(-5_000_000_000, 5_000_000_000)
