@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -25,8 +25,9 @@ HEAD = struct.Struct(">BI")
 MICROS, NANOS = "timestamp-micros", "timestamp-nanos"
 MOST_UNKNOWN = 10_000
 Reader = Callable[[io.BytesIO, Any], Any]
-SchemaOf = Callable[[int], str | None]
-"""An id -> the schema's text, None where there is none. May raise where that cannot be known now."""
+SchemaOf = Callable[[int], Sequence[str] | None]
+"""An id -> the texts of the schemas that it refers to, each behind those of its own, and last its own text; None where
+there is none. May raise where that cannot be known now."""
 
 
 class _FaultError(Exception):
@@ -100,9 +101,9 @@ class AvroRecords:
 
     def _fetched(self, schema_id: int) -> WriterSchema:
         """From the registry; an id that it does not know is asked for again only when the process begins anew."""
-        text = self._schema_of(schema_id)
-        schema = _unknown(schema_id) if text is None else writer_schema(text, schema_id, time_path=self._time)
-        if text is None:
+        texts = self._schema_of(schema_id)
+        schema = _unknown(schema_id) if texts is None else writer_schema(texts, schema_id, time_path=self._time)
+        if texts is None:
             self._unknown.add(schema_id)
             if len(self._unknown) > MOST_UNKNOWN:
                 return schema
@@ -110,15 +111,19 @@ class AvroRecords:
         return schema
 
 
-def writer_schema(text: str, schema_id: int, *, time_path: str) -> WriterSchema:
-    """Parse a schema, its logical types as what they are stored as: times stay numbers."""
+def writer_schema(texts: Sequence[str], schema_id: int, *, time_path: str) -> WriterSchema:
+    """Parse a schema behind those that it refers to; logical types are left out, so that times stay numbers."""
     from fastavro import parse_schema
     from fastavro.schema import SchemaParseException
 
     try:
-        plain = json.loads(text)
-        per_ms = _time_unit(plain, time_path.split("."))
-        return WriterSchema(parse_schema(_without_logical_types(plain)), _reader_of(plain), per_ms)
+        *others, plain = map(json.loads, texts)
+        names: dict[str, dict[str, Any]] = {}
+        for other in others:
+            parse_schema(_without_logical_types(other), named_schemas=names)
+        parsed = parse_schema(_without_logical_types(plain), named_schemas=names)
+        per_ms = _time_unit(plain, time_path.split("."), _by_name(others))
+        return WriterSchema(parsed, _reader_of([plain, *others]), per_ms)
     except (SchemaParseException, ValueError, TypeError, KeyError, RecursionError, AttributeError) as error:
         why = one_line(f"$: schema {schema_id} is no Avro schema: {type(error).__name__} {error}")
         return WriterSchema(None, _unread, fault=Fault("malformed", why))
@@ -144,18 +149,29 @@ def _without_logical_types(schema: Any) -> Any:
     return kept
 
 
-def _time_unit(schema: Any, path: list[str]) -> int:
+def _by_name(schemas: Sequence[Any]) -> dict[str, Any]:
+    """Schemas by their last names, without namespaces."""
+    return {_last_name(schema.get("name")): schema for schema in schemas if isinstance(schema, dict)}
+
+
+def _last_name(name: object) -> str:
+    return str(name).rpartition(".")[2]
+
+
+def _time_unit(schema: Any, path: list[str], named: dict[str, Any]) -> int:
     """What a millisecond is at `path`: 1000 where the schema says micros, a million for nanos, else 1."""
     if isinstance(schema, list):
-        return max((_time_unit(one, path) for one in schema), default=1)
+        return max((_time_unit(one, path, named) for one in schema), default=1)
+    if isinstance(schema, str) and path:
+        schema = named.get(_last_name(schema))
     if not isinstance(schema, dict):
         return 1
     if not path:
         return {MICROS: 1_000, NANOS: 1_000_000}.get(str(schema.get("logicalType")), 1)
     if "fields" in schema:
         below = [field for field in schema["fields"] if field.get("name") == path[0]]
-        return max((_time_unit(field["type"], path[1:]) for field in below), default=1)
-    return _time_unit(schema.get("type"), path)
+        return max((_time_unit(field["type"], path[1:], named) for field in below), default=1)
+    return _time_unit(schema.get("type"), path, named)
 
 
 def _to_ms(found: Any, path: list[str], per_ms: int) -> None:
@@ -169,23 +185,23 @@ def _to_ms(found: Any, path: list[str], per_ms: int) -> None:
 def _is_recursive(schema: Any, above: frozenset[str] = frozenset()) -> bool:
     """Whether a type may hold itself; a name that only looks the same counts too, which costs speed and no more."""
     if isinstance(schema, str):
-        return schema.rpartition(".")[2] in above
+        return _last_name(schema) in above
     if isinstance(schema, list):
         return any(_is_recursive(one, above) for one in schema)
     if not isinstance(schema, dict):
         return False
     if "fields" in schema:
-        inside = above | {str(schema.get("name")).rpartition(".")[2]}
+        inside = above | {_last_name(schema.get("name"))}
         return any(_is_recursive(field.get("type"), inside) for field in schema["fields"])
     return any(_is_recursive(schema.get(name), above) for name in ("type", "items", "values"))
 
 
-def _reader_of(schema: Any) -> Reader:
+def _reader_of(schemas: Sequence[Any]) -> Reader:
     """The compiled reader, but for recursive types: there a deep record makes it overflow the stack of the process.
 
     Seen with fastavro 1.13: 60,000 levels end in a segmentation fault; the Python reader raises RecursionError.
     """
-    if _is_recursive(schema):
+    if any(map(_is_recursive, schemas)):
         from fastavro._read_py import schemaless_reader as read
     else:
         from fastavro import schemaless_reader as read

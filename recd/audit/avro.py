@@ -47,17 +47,21 @@ class AvroReader:
 
     def _schema(self, number: int) -> tuple[Any, int] | None:
         from avro.errors import AvroException
-        from avro.schema import parse
+        from avro.name import Names
+        from avro.schema import make_avsc_object
 
-        text = self._registry.schema(number)
-        if text is None:
+        texts = self._registry.schema(number)
+        if texts is None:
             return None
         try:
-            plain = json.loads(text)
+            *others, plain = map(json.loads, texts)
             fields = plain.get("fields", ()) if isinstance(plain, dict) else ()
             kinds = [str(field.get("type")) for field in fields if field.get("name") == self._time]
             per_ms = next((factor for name, factor in PER_MS.items() if kinds and name in kinds[0]), 1)
-            return parse(json.dumps(_plain(plain)), validate_names=False), per_ms
+            names = Names(validate_names=False)
+            for other in others:
+                make_avsc_object(_plain(other), names, validate_names=False)
+            return make_avsc_object(_plain(plain), names, validate_names=False), per_ms
         except (AvroException, ValueError):
             return None
 

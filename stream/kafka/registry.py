@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
 
 from stream.config import ConfigError, RegistryConfig
 from stream.kafka.errors import KafkaError
@@ -33,22 +35,43 @@ class SchemaRegistry:
         except (ValueError, TypeError) as error:
             raise ConfigError(f"events.registry: {error}") from None
 
-    def schema(self, schema_id: int) -> str | None:
-        """The text of a schema with what it refers to; None where the registry knows no such id.
+    def schema(self, schema_id: int) -> tuple[str, ...] | None:
+        """The texts of all schemas that it refers to, each behind those of its own, and last its own text.
 
-        Raises RegistryUnavailable.
+        None where the registry knows no such id. Raises RegistryUnavailable.
         """
+        doing = f"asking for schema {schema_id}"
+        found = self._ask(lambda: self._client.get_schema(schema_id), doing=doing)
+        return None if found is None else tuple(self._texts(found, doing=doing, known=set()))
+
+    def _texts(self, schema: Any, *, doing: str, known: set[tuple[str, int]]) -> Iterator[str]:
+        """Depth first; what two of them refer to comes once."""
+        for reference in schema.references or ():
+            place = (reference.subject, reference.version)
+            if place in known:
+                continue
+            known.add(place)
+            asking = f"{doing}, which refers to version {place[1]} of '{place[0]}',"
+            found = self._ask(partial(self._client.get_version, *place), doing=asking)
+            if found is None:
+                raise RegistryUnavailable(
+                    f"{asking} at the schema registry {self._url}: it has no such version; register it again"
+                )
+            yield from self._texts(found.schema, doing=doing, known=known)
+        yield str(schema.schema_str)
+
+    def _ask(self, what: Callable[[], Any], *, doing: str) -> Any:
+        """The answer; None where the registry says that it has none. Raises RegistryUnavailable."""
         from confluent_kafka.schema_registry import SchemaRegistryError
 
         try:
-            found = self._client.get_schema(schema_id)
+            return what()
         except SchemaRegistryError as error:
             if error.http_status_code == UNKNOWN_SCHEMA:
                 return None
-            raise self._unavailable(error, doing=f"asking for schema {schema_id}") from None
+            raise self._unavailable(error, doing=doing) from None
         except Exception as error:  # noqa: BLE001 - the client lets its HTTP library's errors through
-            raise self._unavailable(error, doing=f"asking for schema {schema_id}") from None
-        return str(found.schema_str)
+            raise self._unavailable(error, doing=doing) from None
 
     def register(self, subject: str, schema: str) -> int:
         """The id of a schema, made if it is new. Raises RegistryUnavailable, also where the registry refuses it."""

@@ -1,4 +1,4 @@
-"""A schema registry for tests: the two requests of Confluent's HTTP API that reading and writing need.
+"""A schema registry for tests: the three requests of Confluent's HTTP API that reading and writing need.
 
 Source: docs.confluent.io/platform/current/schema-registry/develop/api. `RECD_TEST_REGISTRY` names a real one (a URL)
 that the tests use in its place where they do not stop it.
@@ -10,6 +10,7 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
+from urllib.parse import unquote
 
 
 class RegistryServer:
@@ -17,6 +18,9 @@ class RegistryServer:
 
     def __init__(self) -> None:
         self.schemas: dict[int, str] = {}
+        self.references: dict[int, list[dict[str, Any]]] = {}
+        self.subjects: dict[str, int] = {}
+        """Subject -> the schema that is its version 1."""
         self.requests = 0
         self.status = 0
         """An answer to give instead, for example 500."""
@@ -26,6 +30,12 @@ class RegistryServer:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
+
+    def refer(self, subject: str, schema: str, *subjects: str) -> int:
+        """The id of a schema that refers to version 1 of other subjects by their names."""
+        number = self.subjects[subject] = self.register(schema)
+        self.references[number] = [{"name": name, "subject": name, "version": 1} for name in subjects]
+        return number
 
     def register(self, schema: str) -> int:
         """The id of a schema."""
@@ -41,9 +51,12 @@ class RegistryServer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 registry.requests += 1
-                number = int(self.path.split("?")[0].rpartition("/")[2])
+                parts = unquote(self.path.split("?")[0]).split("/")
+                subject = parts[2] if parts[1] == "subjects" else ""
+                number = registry.subjects.get(subject, 0) if subject else int(parts[-1])
                 if number in registry.schemas:
-                    self._answer(200, {"schema": registry.schemas[number]})
+                    body = {"schema": registry.schemas[number], "references": registry.references.get(number, [])}
+                    self._answer(200, body | ({"subject": subject, "version": 1, "id": number} if subject else {}))
                 else:
                     self._answer(404, {"error_code": 40403, "message": "Schema not found"})
 

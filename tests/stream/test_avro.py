@@ -8,16 +8,21 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from fastavro import parse_schema, schemaless_writer
 
+from recd.advise import run_advise
+from recd.archive import ArchiveOptions, make_archiver
 from recd.audit import audit, format_report
 from recd.embedded import EmbeddedKafka, EmbeddedRedis
 from recd.presets import preset_path
+from stream.archive.history import ArchiveHistory
 from stream.avro import HEAD
 from stream.avro_schema import avro_schema, record_encoder
 from stream.config import Config, ConfigError, RegistryConfig, load
@@ -27,12 +32,14 @@ from stream.kafka import Writer, create_topic
 from stream.kafka.registry import RegistryUnavailable, SchemaRegistry
 from stream.records import RecordBlock
 from tests.stream.registry_server import RegistryServer
+from tests.stream.replays import delete_records, replay, rows_of
 from tests.stream.rig import START_MS, Rig, read_all, traffic
 
 FEATURES = (
     '[{name: user_id, group: u, type: int, required: true}, {name: tags, group: u, type: "list[string]"},'
     ' {name: price, group: i, type: float}, {name: scores, group: i, type: "list[float]", length: 2}]'
 )
+MICROS = {"type": "long", "logicalType": "timestamp-micros"}
 EVENT = {
     "event_id": "e1",
     "user_id": 7,
@@ -129,6 +136,80 @@ def test_schema_evolution(registry: RegistryServer) -> None:
         (5, "schema", "$.item_id: required, but missing (schema 1)"),
     ]
     assert registry.requests == 5, "a schema is fetched once"
+
+
+def test_schemas_that_refer_to_others(registry: RegistryServer) -> None:
+    """Other subjects, which refer further, and one of them twice; the time stands in the farthest."""
+    when = {"type": "record", "name": "When", "namespace": "far", "fields": [{"name": "at", "type": MICROS}]}
+    who = {
+        "type": "record",
+        "name": "Who",
+        "namespace": "near",
+        "fields": [{"name": "id", "type": "long"}, {"name": "seen", "type": ["null", "far.When"]}],
+    }
+    event = {
+        "type": "record",
+        "name": "Event",
+        "fields": [
+            {"name": "who", "type": "near.Who"},
+            {"name": "when", "type": "far.When"},
+            *({"name": name, "type": "string"} for name in ("event_id", "type", "item_id")),
+        ],
+    }
+    registry.refer("far.When", json.dumps(when))
+    registry.refer("near.Who", json.dumps(who), "far.When")
+    schema_id = registry.refer("event", json.dumps(event), "near.Who", "far.When")
+    lost = registry.refer("lost", json.dumps({**event, "doc": "other"}), "nowhere")
+    config = config_of(
+        registry, "features=[{name: u, group: u, field: who.id}]", "events.fields={key: who.id, time: when.at}"
+    )
+    at = {"at": START_MS * 1_000}
+    body = io.BytesIO()
+    within = json.dumps({**who, "fields": [who["fields"][0], {"name": "seen", "type": ["null", when]}]})
+    text = json.dumps(event).replace('"near.Who"', within)
+    found = {"event_id": "e", "type": "impression", "item_id": "a", "who": {"id": 7, "seen": at}, "when": at}
+    schemaless_writer(body, parse_schema(json.loads(text)), found)
+    read = decoded(config, HEAD.pack(0, schema_id) + body.getvalue(), HEAD.pack(0, schema_id) + body.getvalue()[:-1])
+    assert read.events.rows["time_ms"].tolist() == [START_MS]
+    assert read.events.impressions.ids.ravel().tolist() == [7]
+    assert [one.reason for one in read.quarantined] == ["malformed"]
+    with pytest.raises(RegistryUnavailable, match=r"schema 4, which refers to version 1 of 'nowhere'.*no such version"):
+        decoded(config, HEAD.pack(0, lost) + body.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("field", "written_as", "value", "price"),
+    [
+        ("price", "int", 3, 3.0),
+        ("price", ["null", "long", "double"], 3, 3.0),
+        ("price", "float", 2.5, 2.5),
+        ("tags", {"type": "array", "items": {"type": "enum", "name": "Tag", "symbols": ["x", "y"]}}, ["x", "y"], 2.5),
+        ("tags", {"type": "array", "items": ["null", "string"]}, ["x", "y"], 2.5),
+        ("user_id", "int", 7, 2.5),
+        ("item_id", {"type": "fixed", "name": "Item", "size": 1}, b"a", None),
+        ("tags", "string", "x", None),
+    ],
+)
+def test_a_field_of_another_type(
+    registry: RegistryServer, field: str, written_as: Any, value: Any, price: float | None
+) -> None:
+    """Types that Avro itself would promote pass; what the configuration cannot read is a fault of the record."""
+    config = config_of(registry)
+    schema = json.loads(avro_schema(config))
+    schema["fields"] = [{**one, "type": written_as} if one["name"] == field else one for one in schema["fields"]]
+    schema["fields"] = [{k: v for k, v in one.items() if k != "default"} for one in reversed(schema["fields"])]
+    found = decoded(config, written(schema, registry.register(json.dumps(schema)), {**EVENT, field: value}))
+    if price is None:
+        (one,) = found.quarantined
+        assert (one.reason, field in one.detail, one.detail.endswith("(schema 1)")) == ("schema", True, True)
+        return
+    assert found.quarantined == []
+    plain = decoded(config_of(None), json.dumps({**EVENT, "price": price}).encode())
+    assert found.events.rows["time_ms"].tolist() == [START_MS]
+    assert found.events.impressions.dense.tolist() == plain.events.impressions.dense.tolist()
+    assert [c.values.tolist() for c in found.events.impressions.lists] == [
+        c.values.tolist() for c in plain.events.impressions.lists
+    ]
 
 
 def test_bytes_that_are_none(registry: RegistryServer) -> None:
@@ -265,6 +346,8 @@ def test_a_worker_reads_avro_and_waits_for_the_registry(
     rig = Rig(tmp_path, kafka=kafka.bootstrap, redis=redis_server.url, prefix=topic_prefix)
     url = os.environ.get("RECD_TEST_REGISTRY", registry.url)
     rig.tree["events"] = {"format": "avro", "registry": {"url": url}}
+    rig.tree["archive"] = {"url": str(tmp_path / "archive")}
+    rig.tree["topics"]["archive"] = f"{topic_prefix}archive"
     rig.write()
     rig.create()
     encode = record_encoder(rig.config)
@@ -286,6 +369,24 @@ def test_a_worker_reads_avro_and_waits_for_the_registry(
     assert sum(map(len, rig.samples().values())) == shown
     report = audit(rig.config)
     assert report.ok, format_report(report)
+    _check_history(rig)
+
+
+def _check_history(rig: Rig) -> None:
+    """Archived, replayed from the log and from the archive, and advised on: as with JSON."""
+    live = rows_of(rig.config, rig.config.topics.batches)
+    for what in ("events", "samples"):
+        asked = ArchiveOptions(what=(what,), until_end=True, accept_gap=False)
+        make_archiver(rig.config, asked, what=what, stop=Event()).run()
+    replay(rig, "from-log")
+    sound = sum(map(len, live.values()))
+    advice = run_advise(rig.config, records=None, first_time=None, last_time=None)
+    assert (advice.samples, {f.name for f in advice.features}) == (sound, {"user", "history", "item", "seen"})
+    delete_records(rig, rig.config.topics.interactions)
+    replay(rig, "from-archive", history=ArchiveHistory(rig.config, rig.config.archive.url))
+    assert rows_of(rig.config, rig.prefix + "from-archive") == live == rows_of(rig.config, rig.prefix + "from-log")
+    files = list((Path(rig.config.archive.url)).rglob("*.parquet"))
+    assert sum(pq.read_metadata(file).num_rows for file in files if "/samples/" in str(file)) == sound
 
 
 def _publish(rig: Rig, events: list[dict[str, Any]], values: list[bytes]) -> None:
