@@ -99,7 +99,7 @@ def serve(config: Config) -> None:
 @config_command(cli)
 @click.option(
     "--preset",
-    type=click.Choice(["demo", "recd"]),
+    type=click.Choice(["demo", "recd", "transforms"]),
     help="Kind of traffic; its configuration where no --config is given.",
 )
 @click.option(

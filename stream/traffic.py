@@ -25,6 +25,7 @@ RECD_LISTS = ListPlan(
 )
 TRAFFIC: dict[str, dict[str, Any]] = {
     "demo": {},
+    "transforms": {},
     "recd": {
         "samples_per_session": 16.5,
         "candidates_per_request": 1,

@@ -100,7 +100,7 @@ def test_preset_recd_has_sixteen_and_a_half_samples_a_session() -> None:
 
 
 def test_what_is_named_but_unknown_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no traffic 'nobody'.*demo, recd"):
+    with pytest.raises(ConfigError, match=r"no traffic 'nobody'.*demo, transforms, recd"):
         traffic_options("nobody")
     assert set(TRAFFIC) <= {path.stem for path in preset_path("demo").parent.glob("*.yaml")}
     result = CliRunner().invoke(cli, ["generate", "--preset", "nobody"])

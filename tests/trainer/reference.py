@@ -15,7 +15,13 @@ from trainer.sharding import ADAGRAD_EPS, fill_unsharded
 
 def new_model(config: Config, *, device: str = "cpu") -> GroupedDLRM:
     torch.manual_seed(config.trainer.seed)
-    return GroupedDLRM(config.features, labels=config.labels, config=config.trainer.model, device=torch.device(device))
+    return GroupedDLRM(
+        config.features,
+        labels=config.labels,
+        config=config.trainer.model,
+        derived=config.derived,
+        device=torch.device(device),
+    )
 
 
 def tensors(batch, *, config: Config, dedup: bool = True) -> TrainBatch:
@@ -42,8 +48,8 @@ class Reference:
         )
         self._optimizers = [sparse, torch.optim.Adam(dense, lr=rates.dense_learning_rate)]
 
-    def step(self, batches: Sequence[TrainBatch]) -> float:
-        total = sum(batch.num_samples for batch in batches)
+    def step(self, batches: Sequence[TrainBatch], *, full_batch: int | None = None) -> float:
+        total = full_batch or sum(batch.num_samples for batch in batches)
         loss = sum(weighted_loss(self.model(batch), batch) for batch in batches) / total
         for optimizer in self._optimizers:
             optimizer.zero_grad()
