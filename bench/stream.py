@@ -49,7 +49,12 @@ WARM_UP = 30_000
 FAUST_EVENTS = 60_000
 PATIENCE_S = 600.0
 PEER_PATIENCE_S = 240.0
-PEERS = {"quixstreams": "quixstreams==3.28.0", "bytewax": "bytewax[kafka]==0.21.1"}
+PEERS = {
+    "faust": ("faust_take.py", "faust-streaming==0.15.3", "cramjam==2.11.0"),
+    "quixstreams": ("quix_count.py", "quixstreams==3.28.0"),
+    "bytewax": ("bytewax_count.py", "bytewax[kafka]==0.21.1"),
+}
+"""By name: the script, and what its environment has. Faust reads zstd by cramjam, or not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,21 +170,18 @@ def servers(folder: Path) -> Iterator[tuple[Config, Path]]:
 
 def run_others(config: Config, *, folder: Path, events: int) -> dict[str, Spent]:
     """The frameworks that only count, by name; a line says which are left out and why."""
-    where = (config.kafka.bootstrap, config.topics.interactions)
-    faust = (sys.executable, "-m", "bench.peers.faust_take", *where, str(min(events, FAUST_EVENTS)))
-    commands: dict[str, tuple[str | Path, ...]] = {"faust": faust}
-    python = folder / "peers" / "bin" / "python"
     uv = Path(sys.executable).with_name("uv")
-    install = (uv, "pip", "install", "--quiet", "--python", python, *PEERS.values())
-    if any(subprocess.run(c, check=False).returncode for c in ((uv, "venv", "--quiet", folder / "peers"), install)):
-        rich.print(f"{', '.join(PEERS)}: left out, they could not be installed")
-    else:
-        for name, script in (("quixstreams", "quix_count.py"), ("bytewax", "bytewax_count.py")):
-            commands[name] = (python, ROOT / "bench" / "peers" / script, *where, str(events))
     spent = {}
-    for name, command in commands.items():
+    for name, (script, *packages) in PEERS.items():
+        python = folder / name / "bin" / "python"
+        install = (uv, "pip", "install", "--quiet", "--python", python, *packages)
+        if any(subprocess.run(c, check=False).returncode for c in ((uv, "venv", "--quiet", folder / name), install)):
+            rich.print(f"{name}: left out, it could not be installed")
+            continue
+        count = min(events, FAUST_EVENTS) if name == "faust" else events
+        where = (config.kafka.bootstrap, config.topics.interactions, str(count))
         try:
-            spent[name] = run_peer(*command)
+            spent[name] = run_peer(python, ROOT / "bench" / "peers" / script, *where)
         except (RuntimeError, subprocess.TimeoutExpired, ValueError) as error:
             rich.print(f"{name}: left out, {error}")
     return spent

@@ -1,24 +1,28 @@
 """The grammar of JSON, as far as it means the same to everybody: each function gives the place behind what stands at i.
 
--1 stands for everything else: what is no JSON, and what a slower reader has to look at (surrogates, numbers of more
-than 18 digits or with an exponent, brackets deeper than DEEPEST). A text ends with a zero byte.
+-1 stands for everything else: what is no JSON, and what a slower reader has to look at (half a surrogate
+pair, numbers of more than 19 digits or close to a limit, brackets deeper than DEEPEST). A text ends with a zero byte.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 
 from dedup_cache.arrays import UInt8
-from dedup_cache.compiled.kernel import part
+from dedup_cache.compiled.kernel import part, piece
+from stream.compiled.json_float import nearest
 
 INT, FLOAT = 1, 4
 """Kinds of number."""
 DEEPEST = 60
 QUOTE, BACKSLASH, COMMA, COLON = 34, 92, 44, 58
 OPEN_LIST, CLOSE_LIST, OPEN, CLOSE = 91, 93, 123, 125
-_MINUS, _POINT, _ZERO, _NINE, _SMALL_E, _LARGE_E = 45, 46, 48, 57, 101, 69
-_POWERS = np.array([10.0**i for i in range(23)])
-_MOST_EXACT = 2**53
+_MINUS, _PLUS, _POINT, _ZERO, _NINE, _SMALL_E, _LARGE_E = 45, 43, 46, 48, 57, 101, 69
+_LETTER_U = 117
+_LARGEST = np.uint64(2**63 - 1)
 
 
 @part
@@ -30,19 +34,96 @@ def blank(text: UInt8, i: int) -> int:
 
 
 @part
+def _hex(text: UInt8, i: int) -> int:
+    """The number that four hexadecimal digits at i make, or -1."""
+    code = 0
+    for k in range(4):
+        c = int(text[i + k])
+        if _ZERO <= c <= _NINE:
+            code = code * 16 + c - _ZERO
+        elif 97 <= c <= 102 or 65 <= c <= 70:
+            code = code * 16 + (c & 7) + 9
+        else:
+            return -1
+    return code
+
+
+@part
 def _past_escape(text: UInt8, i: int) -> int:
-    """The place behind an escape whose backslash stands before i, -1 for what is none; surrogates are unsure."""
+    """The place behind an escape whose backslash stands before i, -1 for what is none, and for half of a pair."""
     c = text[i]
     if c in (QUOTE, BACKSLASH, 47, 98, 102, 110, 114, 116):
         return i + 1
-    if c != 117:
+    if c != _LETTER_U:
         return -1
-    for k in range(1, 5):
-        c = text[i + k]
-        if not (_ZERO <= c <= _NINE or 97 <= c <= 102 or 65 <= c <= 70):
-            return -1
-    surrogate = (text[i + 1] == 68 or text[i + 1] == 100) and text[i + 2] >= 56
-    return -1 if surrogate else i + 5
+    code = _hex(text, i + 1)
+    if code < 0 or 0xDC00 <= code <= 0xDFFF:
+        return -1
+    if code < 0xD800 or code > 0xDFFF:
+        return i + 5
+    if text[i + 5] != BACKSLASH or text[i + 6] != _LETTER_U:
+        return -1
+    return i + 11 if 0xDC00 <= _hex(text, i + 7) <= 0xDFFF else -1
+
+
+@part
+def _put(text: UInt8, to: int, code: int) -> int:
+    """Write a character in UTF-8; returns the place behind it."""
+    if code < 0x80:
+        text[to] = code
+        return to + 1
+    if code < 0x800:
+        text[to] = 0xC0 | code >> 6
+        text[to + 1] = 0x80 | code & 63
+        return to + 2
+    if code < 0x10000:
+        text[to] = 0xE0 | code >> 12
+        text[to + 1] = 0x80 | code >> 6 & 63
+        text[to + 2] = 0x80 | code & 63
+        return to + 3
+    text[to] = 0xF0 | code >> 18
+    text[to + 1] = 0x80 | code >> 12 & 63
+    text[to + 2] = 0x80 | code >> 6 & 63
+    text[to + 3] = 0x80 | code & 63
+    return to + 4
+
+
+@part
+def _plain(c: int) -> int:
+    """What a letter behind a backslash stands for."""
+    if c == 98:
+        return 8
+    if c == 102:
+        return 12
+    if c == 110:
+        return 10
+    if c == 114:
+        return 13
+    return 9 if c == 116 else c
+
+
+@piece
+def unescape(text: UInt8, i: int, end: int) -> int:
+    """Write what a string of `string_end` means over it; returns the new end. It never becomes longer."""
+    to = i
+    while i < end:
+        c = text[i]
+        if c != BACKSLASH:
+            text[to] = c
+            to += 1
+            i += 1
+        elif text[i + 1] != _LETTER_U:
+            text[to] = _plain(text[i + 1])
+            to += 1
+            i += 2
+        else:
+            code = _hex(text, i + 2)
+            i += 6
+            if 0xD800 <= code <= 0xDBFF:
+                code = 0x10000 + ((code - 0xD800) << 10) + _hex(text, i + 2) - 0xDC00
+                i += 6
+            to = _put(text, to, code)
+    return to
 
 
 @part
@@ -83,12 +164,30 @@ def string_end(text: UInt8, i: int) -> tuple[int, bool]:
 
 
 @part
-def _digits(text: UInt8, i: int, number: int) -> tuple[int, int]:
-    """The place behind the digits at i, and `number` continued by them (rubbish beyond 18 of them)."""
+def _digits(text: UInt8, i: int, number: np.uint64, significant: int) -> tuple[int, Any, int]:
+    """The place behind the digits at i, `number` continued by them (rubbish beyond 19 that signify), how many do."""
     while _ZERO <= text[i] <= _NINE:
-        number = number * 10 + (np.int64(text[i]) - _ZERO)  # type: ignore[assignment]
+        number = number * np.uint64(10) + np.uint64(text[i] - _ZERO)
+        if number != np.uint64(0):
+            significant += 1
         i += 1
-    return i, number
+    return i, number, significant
+
+
+@part
+def _exponent(text: UInt8, i: int) -> tuple[int, int]:
+    """(place behind it or -1, the exponent), of what stands behind the e at i."""
+    i += 1
+    negative = text[i] == _MINUS
+    if negative or text[i] == _PLUS:
+        i += 1
+    first, exponent = i, 0
+    while _ZERO <= text[i] <= _NINE and i - first < 5:
+        exponent = exponent * 10 + (int(text[i]) - _ZERO)
+        i += 1
+    if i == first or i - first > 4:
+        return -1, 0
+    return i, -exponent if negative else exponent
 
 
 @part
@@ -96,25 +195,31 @@ def number(text: UInt8, i: int) -> tuple[int, int, int, float]:
     """(place behind it or -1, INT or FLOAT, the integer, the same or another number as a float)."""
     negative = text[i] == _MINUS
     first = i + 1 if negative else i
-    i, number = _digits(text, first, 0)
-    digits = i - first
-    if digits == 0 or digits > 18 or (digits > 1 and text[first] == _ZERO):
+    i, digits, significant = _digits(text, first, np.uint64(0), 0)
+    if i == first or significant > 19 or (i - first > 1 and text[first] == _ZERO):
         return -1, 0, 0, 0.0
     c = text[i]
     if c not in (_POINT, _LARGE_E, _SMALL_E):
-        if negative and number == 0:
+        if digits > _LARGEST or (negative and digits == np.uint64(0)):
             return -1, 0, 0, 0.0
-        number = -number if negative else number
-        return i, INT, number, float(number)
+        integer = -np.int64(digits) if negative else np.int64(digits)
+        return i, INT, integer, float(integer)  # type: ignore[return-value]
     power = 0
     if c == _POINT:
-        end, number = _digits(text, i + 1, number)
-        power = i + 1 - end
-        digits -= power
-        i = end
-    if power == 0 or digits > 18 or number > _MOST_EXACT or power < -22 or text[i] == _LARGE_E or text[i] == _SMALL_E:
+        point = i + 1
+        i, digits, significant = _digits(text, point, digits, significant)
+        power = point - i
+        if power == 0 or significant > 19:
+            return -1, 0, 0, 0.0
+        c = text[i]
+    if c in (_LARGE_E, _SMALL_E):
+        i, exponent = _exponent(text, i)
+        power += exponent
+        if i < 0:
+            return -1, 0, 0, 0.0
+    value = nearest(digits, power)
+    if math.isnan(value):
         return -1, 0, 0, 0.0
-    value = number / _POWERS[-power]  # both exact, so the quotient is rounded once
     return i, FLOAT, 0, -value if negative else value
 
 

@@ -1,7 +1,7 @@
 """One pass over the JSON text of many records, straight into columns.
 
-What is accepted is a part of JSON that means the same to everybody. Whatever else a record holds (an escape in a value
-that is read, a name twice, a number of 19 digits, bytes that are no UTF-8, a wrong type), the record is called unsure,
+What is accepted is a part of JSON that means the same to everybody. Whatever else a record holds (half a surrogate
+pair, a name twice, a number of 20 digits, bytes that are no UTF-8, a wrong type), the record is called unsure,
 and somebody slower has to look at it.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from dedup_cache.arrays import Bool, Float64, Int64, UInt8
 from dedup_cache.compiled.kernel import kernel, part
-from stream.compiled import json_grammar
+from stream.compiled import json_float, json_grammar
 from stream.compiled.json_grammar import (
     CLOSE,
     CLOSE_LIST,
@@ -31,6 +31,7 @@ from stream.compiled.json_grammar import (
     past_value,
     past_word,
     string_end,
+    unescape,
 )
 
 TEXT, LIST, OBJECT, CHOICE = 2, 8, 16, 32
@@ -38,7 +39,7 @@ TEXT, LIST, OBJECT, CHOICE = 2, 8, 16, 32
 SPAN_BITS = 16
 """A text is named by one number: its place << SPAN_BITS | its length."""
 DEEPEST = 16
-_SOURCES = zlib.crc32(Path(str(json_grammar.__file__)).read_bytes())
+_SOURCES = zlib.crc32(b"".join(Path(str(one.__file__)).read_bytes() for one in (json_grammar, json_float)))
 """An argument of the kernel, for numba's cache does not look at the files of what a kernel calls."""
 
 
@@ -131,9 +132,10 @@ def _list(text: UInt8, i: int, paths: Paths, found: Found, p: int, e: int, used:
     while more:
         if text[i] == QUOTE:
             end, plain = string_end(text, i + 1)
-            if end < 0 or not plain or wanted & TEXT == 0 or end - i >= 1 << SPAN_BITS:
+            if end < 0 or wanted & TEXT == 0 or end - i >= 1 << SPAN_BITS:
                 return -1, first
-            found.pool[used] = (i + 1) << SPAN_BITS | (end - i - 1)
+            last = end if plain else unescape(text, i + 1, end)
+            found.pool[used] = (i + 1) << SPAN_BITS | (last - i - 1)
             i = end + 1
         else:
             i, kind, integer, real = number(text, i)
@@ -166,12 +168,13 @@ def _scalar(text: UInt8, i: int, paths: Paths, found: Found, p: int, e: int) -> 
         return -1
     if text[i] == QUOTE:
         end, plain = string_end(text, i + 1)
-        if end < 0 or not plain or wanted & (TEXT | CHOICE) == 0 or end - i >= 1 << SPAN_BITS:
+        if end < 0 or wanted & (TEXT | CHOICE) == 0 or end - i >= 1 << SPAN_BITS:
             return -1
-        found.spans[p, e] = (i + 1) << SPAN_BITS | (end - i - 1)
+        last = end if plain else unescape(text, i + 1, end)
+        found.spans[p, e] = (i + 1) << SPAN_BITS | (last - i - 1)
         found.kinds[p, e] = wanted & (TEXT | CHOICE)
         if wanted & CHOICE:
-            found.values[p, e] = _find(text, i + 1, end, paths, paths.inner[p], 0)
+            found.values[p, e] = _find(text, i + 1, last, paths, paths.inner[p], 0)
             return end + 1 if found.values[p, e] >= 0 else -1
         return end + 1
     end, kind, integer, real = number(text, i)
@@ -210,9 +213,10 @@ def _record(text: UInt8, i: int, paths: Paths, found: Found, e: int, used: int, 
         if text[i] != QUOTE:
             return -1, used
         end, plain = string_end(text, i + 1)
-        if end < 0 or not plain:
+        if end < 0:
             return -1, used
-        p = _find(text, i + 1, end, paths, notes.owners[depth], notes.follows[before])
+        last = end if plain else unescape(text, i + 1, end)
+        p = _find(text, i + 1, last, paths, notes.owners[depth], notes.follows[before])
         i = blank(text, end + 1)
         if text[i] != COLON:
             return -1, used
@@ -239,7 +243,10 @@ def _record(text: UInt8, i: int, paths: Paths, found: Found, e: int, used: int, 
 
 @kernel
 def scan(text: UInt8, ends: Int64, paths: Paths, found: Found, notes: Notes, _sources: int = _SOURCES) -> None:
-    """Read E records: `text` is each followed by a zero byte, `ends` int64[E] the places of the zeros."""
+    """Read E records: `text` is each followed by a zero byte, `ends` int64[E] the places of the zeros.
+
+    What escapes mean is written over them.
+    """
     at = used = 0
     for e in range(ends.shape[0]):
         for p in range(paths.kinds.shape[0]):

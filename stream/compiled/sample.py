@@ -27,7 +27,7 @@ def is_cached() -> bool:
 
 def _samples() -> list[tuple[Any, tuple[object, ...]]]:
     record = JsonColumns({"a": "id"}, choices={}).arguments([b'{"a":1}'])
-    text = (np.frombuffer(b"a", np.uint8), np.zeros(1, np.int64), np.zeros(1, np.uint64))
+    text = (np.frombuffer(bytearray(b"a"), np.uint8), np.zeros(1, np.int64), np.zeros(1, np.uint64))
     ours = [(scan, record), (hash_spans, text), *session_place.samples(), *event_log.samples()]
     return [*ours, *id_lists.samples(), *rows.samples(), *distinct.samples(), *arrange.samples()]
 
