@@ -68,8 +68,8 @@ class OpenEvents(Protocol):
         """The offsets of all events held, ascending."""
         ...
 
-    def block(self, offsets: Int64) -> EventBlock:
-        """The held events at ascending offsets, as they came."""
+    def block(self, offsets: Int64, *, impression_bytes: bool = True) -> EventBlock:
+        """The held events at ascending offsets, as they came; `values` of impressions may be None on demand."""
         ...
 
     def oldest(self) -> CommitPoint | None:

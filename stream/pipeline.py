@@ -156,8 +156,11 @@ class PartitionPipeline:
         return self._open.held()
 
     def held_events(self, offsets: Int64) -> EventBlock:
-        """Those at ascending `offsets`, as they were decoded; they never change while they are held."""
-        return self._open.block(offsets)
+        """Those at ascending `offsets`, as they were decoded; they never change while they are held.
+
+        Records' own bytes are there of engagements; of impressions they may be None.
+        """
+        return self._open.block(offsets, impression_bytes=False)
 
     @staticmethod
     def restore(
