@@ -3,8 +3,9 @@
     python -m bench.pipeline [--events 200000] [--block 5000] [--profile]
 
 Generated traffic of the demo preset, held in memory. Bare: msgspec into the same struct, one call a record. Decode:
-the decoder of the pipeline, down to columns. All variants take turns within a round; each figure is the median of the
-rounds. The closing line is JSON.
+the decoder of the pipeline, down to columns. Builder: the pipeline's samples, block by block, to the bytes of batches,
+flushed and committed after every block, ids in memory. All variants take turns within a round; each figure is the
+median of the rounds. The closing line is JSON.
 """
 
 from __future__ import annotations
@@ -26,14 +27,19 @@ import numpy as np
 import rich
 from rich.table import Table
 
+from dedup_cache import MemoryStore, NearCache
+from stream.builder import BatchBuilder, BatchLimits
+from stream.columns import batch_schema
 from stream.compiled import warm
 from stream.config import Config, load
 from stream.event_json import EventRenderer
 from stream.event_schema import EventSchema
 from stream.events import Decoder
 from stream.generator import GeneratorOptions, world_options
+from stream.indexer import Indexer, ReferencePolicy
 from stream.pipeline import PartitionPipeline, PipelineConfig
-from stream.records import CommitPoint, PipelineCounts, RecordBlock
+from stream.records import CommitPoint, PipelineCounts, RecordBlock, SampleBlock
+from stream.transforms import Transforms
 from stream.world import World
 
 ROUNDS = 7
@@ -91,6 +97,35 @@ def run_pipeline(config: Config, blocks: list[RecordBlock]) -> PipelineCounts:
     return counts + pipeline.advance(pipeline.close_all_watermark_ms()).counts
 
 
+def make_samples(config: Config, blocks: list[RecordBlock]) -> list[SampleBlock]:
+    """What the pipeline gives for the builder."""
+    pipeline = PartitionPipeline(PipelineConfig.of(config), partition=0, start=CommitPoint(0))
+    outputs = [pipeline.feed(block) for block in blocks]
+    outputs.append(pipeline.advance(pipeline.close_all_watermark_ms()))
+    return [output.samples for output in outputs if output.samples is not None]
+
+
+def run_builder(config: Config, samples: list[SampleBlock]) -> int:
+    """Samples to bytes; returns how many batches."""
+    schema = batch_schema(config)
+    policy = ReferencePolicy(config.dedup.inline_bytes, config.batch.max_bytes)
+    indexer = Indexer(schema, store=NearCache(MemoryStore()), policy=policy)
+    builder = BatchBuilder(
+        schema,
+        topic="interactions",
+        partition=0,
+        seq=0,
+        limits=BatchLimits(config.batch.max_samples, config.batch.max_bytes),
+        indexer=indexer,
+        transforms=Transforms(config.features, config.derived),
+    )
+    count = 0
+    for block in samples:
+        count += len(builder.add(block, now_ms=START_MS).batches) + len(builder.flush(now_ms=START_MS))
+        indexer.committed()
+    return count
+
+
 def measure(variants: dict[str, Callable[[], object]]) -> dict[str, float]:
     """CPU seconds of each variant."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
@@ -117,12 +152,13 @@ def main() -> None:
         profile.runcall(run_pipeline, config, blocks)
         pstats.Stats(profile).sort_stats("tottime").print_stats(25)
         return
-    counts = run_pipeline(config, blocks)
+    counts, samples = run_pipeline(config, blocks), make_samples(config, blocks)
     seconds = measure(
         {
             "bare": lambda: run_bare(config, blocks),
             "decode": lambda: run_decode(config, blocks),
             "pipeline": lambda: run_pipeline(config, blocks),
+            "builder": lambda: run_builder(config, samples),
         }
     )
     per_second = {name: args.events / spent for name, spent in seconds.items()}
