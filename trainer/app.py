@@ -33,9 +33,10 @@ from trainer.feed import BatchReader, Feed, FeedError, FeedSource
 from trainer.ikjt import GroupSpec, dummy_batch, group_specs
 from trainer.keeper import Keeper, Origin, Trained
 from trainer.latency import Ages
+from trainer.lookup import KeyOrderError
 from trainer.loop import NonFiniteLoss, OtherRankFailed, StepRules, TrainingLoop
 from trainer.meeting import STOPS, ends_when_told
-from trainer.model import GroupedDLRM, KeyOrderError
+from trainer.model import GroupedDLRM
 from trainer.orders import Orders
 from trainer.progress import TrainingState
 from trainer.ranks import Ranks, join, leave
@@ -133,7 +134,7 @@ def _train(config: Config, *, board: Board, stop: threading.Event, hook: Hook) -
             closing.callback(orders.close)
         dummy = dummy_batch(_specs(config), num_labels=len(config.labels))
         schedule = Schedule(config.trainer, orders=orders)
-        rules = StepRules(dummy, full_batch=config.batch.max_samples)
+        rules = StepRules(dummy, config.batch.max_samples, label_weights=_label_weights(config))
         loop = TrainingLoop(trained, feed=feed, keeper=keeper, board=board, schedule=schedule, rules=rules, stop=stop)
         board.say("training")
         logger.info("training", extra={"rank": rank.ranks.rank, "world_size": rank.ranks.world_size})
@@ -147,8 +148,15 @@ def _new(rank: Rank) -> Trained:
     torch.manual_seed(trainer.seed)
     meta = torch.device("meta")
     network = GroupedDLRM(
-        config.features, labels=config.labels, config=trainer.model, derived=config.derived, device=meta
+        config.features,
+        labels=config.labels,
+        config=trainer.model,
+        derived=config.derived,
+        distinct=trainer.distinct,
+        device=meta,
     )
+    if rank.ranks.world_size > 1:
+        network.pad_sequences(config.batch.max_samples)
     model = ShardedModel(network, config=trainer.model, optimizer=trainer.optimizer, ranks=rank.ranks)
     model.fill_tables(seed=trainer.seed)
     return Trained(
@@ -169,7 +177,13 @@ def _feed(rank: Rank, *, trained: Trained, begins: dict[int, int]) -> Feed:
     positions = trained.state.positions(begins, own=own)
     return Feed(
         FeedSource(config.kafka, config.topics.batches, positions, trained.state.next_partition),
-        reader=BatchReader(schema, _specs(config), config.trainer.dedup, resolver),
+        reader=BatchReader(
+            schema,
+            _specs(config),
+            config.trainer.dedup,
+            resolver,
+            expand_ids=config.trainer.distinct.lookups == "off",
+        ),
         prefetch=config.trainer.prefetch_batches,
         stop=stop,
     )
@@ -195,6 +209,14 @@ def _wait_for_topic(config: Config, *, board: Board, stop: threading.Event) -> t
             board.say("waiting_for_broker", message=str(error))
         stop.wait(TOPIC_WAIT_S)
     raise Stopped
+
+
+def _label_weights(config: Config) -> torch.Tensor:
+    given, names = config.trainer.model.label_weights, [label.name for label in config.labels]
+    unknown = sorted(given.keys() - set(names))
+    if unknown:
+        raise ConfigError(f"'{unknown[0]}' is no label ({', '.join(names)}) - at $.trainer.model.label_weights")
+    return torch.tensor([given.get(name, 1.0) for name in names])
 
 
 def _specs(config: Config) -> dict[str, GroupSpec]:

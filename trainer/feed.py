@@ -71,6 +71,7 @@ class BatchReader:
     specs: Mapping[str, GroupSpec]
     dedup: bool
     resolver: Resolver
+    expand_ids: bool = False
 
     def read(self, turn: Turn[Message]) -> FedBatch:
         """Raises UndecodableBatch, with the position; Stopping."""
@@ -83,7 +84,7 @@ class BatchReader:
             raise UndecodableBatch(f"{place}: {error}; {hint}") from None
         size = batch.num_samples
         tensors = (
-            to_train_batch(batch, specs=self.specs, dedup=self.dedup)
+            to_train_batch(batch, specs=self.specs, dedup=self.dedup, expand_ids=self.expand_ids)
             if size
             else dummy_batch(self.specs, num_labels=len(self.schema.labels))
         )

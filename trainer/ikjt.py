@@ -37,7 +37,10 @@ class GroupSpec:
 
 @dataclass(frozen=True)
 class GroupTensors:
-    """One group: ids as a KeyedJaggedTensor of U rows (None without id features), dense [U, D], inverse int64[B]."""
+    """One group: ids as a KeyedJaggedTensor of U rows (None without id features), dense [U, D], inverse int64[B].
+
+    Where lookups are to see every sample, ids have B rows.
+    """
 
     ids: KeyedJaggedTensor | None
     dense: torch.Tensor
@@ -113,9 +116,10 @@ def hash_ids(ids: np.ndarray, *, rows: int) -> np.ndarray:
     return hashed
 
 
-def to_group(rows: Rows, inverse: np.ndarray, *, spec: GroupSpec) -> GroupTensors:
+def to_group(rows: Rows, inverse: np.ndarray, *, spec: GroupSpec, expand_ids: bool = False) -> GroupTensors:
     """Tensors of one group; lists come out compact, ids hashed into their tables. U must be above 0."""
-    parts = [rows.lists[name].compact() for name in spec.table_rows]
+    looked_up = rows.take(inverse) if expand_ids else rows
+    parts = [looked_up.lists[name].compact() for name in spec.table_rows]
     hashed = [
         values if name in spec.direct else hash_ids(values, rows=table_rows)
         for (values, _), (name, table_rows) in zip(parts, spec.table_rows.items(), strict=True)
@@ -126,20 +130,28 @@ def to_group(rows: Rows, inverse: np.ndarray, *, spec: GroupSpec) -> GroupTensor
             keys=list(spec.table_rows),
             values=torch.from_numpy(np.concatenate(hashed)),
             lengths=torch.from_numpy(np.concatenate([lengths for _, lengths in parts])),
-            stride=rows.num_rows,
+            stride=looked_up.num_rows,
         )
     dense = np.array(rows.dense, dtype=np.float32)
     return GroupTensors(ids, torch.from_numpy(dense), torch.from_numpy(inverse.astype(np.int64)))
 
 
-def to_train_batch(batch: Batch, *, specs: Mapping[str, GroupSpec], dedup: bool) -> TrainBatch:
-    """Tensors of a batch whose rows are all inline. `dedup` false expands every group first: the baseline."""
+def to_train_batch(
+    batch: Batch, *, specs: Mapping[str, GroupSpec], dedup: bool, expand_ids: bool = False
+) -> TrainBatch:
+    """Tensors of a batch whose rows are all inline.
+
+    `dedup` false expands every group first, the baseline; `expand_ids` only what the lookups see.
+    """
     groups = {name: batch.groups[name] for name in specs}
     if not dedup:
         everyone = np.arange(batch.num_samples, dtype=np.int32)
         groups = {name: Group(expand(group), everyone) for name, group in groups.items()}
     return TrainBatch(
-        {name: to_group(group.rows, group.inverse, spec=specs[name]) for name, group in groups.items()},
+        {
+            name: to_group(group.rows, group.inverse, spec=specs[name], expand_ids=expand_ids)
+            for name, group in groups.items()
+        },
         torch.from_numpy(np.array(batch.labels)),
         torch.from_numpy(np.array(batch.weights)),
         torch.from_numpy(np.array(batch.scores)),

@@ -64,6 +64,8 @@ class StepRules:
     """What a rank without data brings."""
     full_batch: int
     """Samples that the loss is divided by: every sample weighs the same, however the batches were cut."""
+    label_weights: torch.Tensor
+    """[L]: what each label counts in the loss."""
 
 
 class TrainingLoop:
@@ -89,6 +91,7 @@ class TrainingLoop:
         self._schedule = schedule
         self._dummy = rules.dummy.to(self._ranks.device)
         self._full_batch = rules.full_batch
+        self._label_weights = rules.label_weights.to(self._ranks.device)
         self._stop = stop
         self._failure: Exception | None = None
         self._paused = False
@@ -162,7 +165,7 @@ class TrainingLoop:
             batch = fed.tensors.to(self._ranks.device) if fed is not None else self._dummy
             logits = trained.model(batch)
             losses = binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
-            loss = (losses * batch.weights[:, None]).sum()
+            loss = (losses * batch.weights[:, None] * self._label_weights).sum()
             if fed is not None and real:
                 sums = self._judge(fed, logits, loss)
             trained.model.update(loss / self._full_batch)

@@ -14,6 +14,8 @@ from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embedding_types import BaseEmbeddingSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.types import PlannerError
@@ -22,13 +24,15 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from stream.config import ModelConfig, OptimizerConfig
 from trainer.ikjt import TrainBatch
-from trainer.model import GroupedDLRM, table_name
+from trainer.model import GroupedDLRM
 from trainer.ranks import Ranks
+from trainer.tables import Table, table_config
 from trainer.versions import TableShard, Version, VersionError
 
 INIT_BLOCK_ROWS = 65_536
 INIT_BOUND = 0.1
 ADAGRAD_EPS = 1e-8
+KINDS = ("table_wise", "column_wise", "row_wise", "data_parallel")
 CPU_KINDS = ("table_wise",)
 """Where the config leaves it open: cuts of whole tables can be taken over by another number of ranks."""
 FUSED = {"rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "sgd": EmbOptimType.EXACT_SGD}
@@ -45,18 +49,20 @@ class ShardedModel:
     def __init__(self, model: GroupedDLRM, *, config: ModelConfig, optimizer: OptimizerConfig, ranks: Ranks) -> None:
         """`model` has its tables on the meta device; `fill_tables` gives them their first values afterwards."""
         self.ranks = ranks
-        sharder = EmbeddingBagCollectionSharder(
-            fused_params={
-                "optimizer": FUSED[optimizer.sparse],
-                "learning_rate": optimizer.sparse_learning_rate,
-                "eps": ADAGRAD_EPS,
-            }
-        )
+        fused = {
+            "optimizer": FUSED[optimizer.sparse],
+            "learning_rate": optimizer.sparse_learning_rate,
+            "eps": ADAGRAD_EPS,
+        }
+        sharders: list[BaseEmbeddingSharder[Any]] = [
+            EmbeddingBagCollectionSharder(fused_params=dict(fused)),
+            EmbeddingCollectionSharder(fused_params=dict(fused)),
+        ]
         self.module = DistributedModelParallel(
             model,
             device=ranks.device,
-            plan=_plan(model, sharder, config=config, ranks=ranks),
-            sharders=[sharder],
+            plan=_plan(model, sharders, config=config, ranks=ranks),
+            sharders=sharders,
             env=ShardingEnv.from_process_group(dist.group.WORLD),
         )
         self._optimizers = _optimizers(dict(self.module.named_parameters()), self._tables(), config=optimizer)
@@ -181,39 +187,56 @@ def _host_copy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _plan(
-    model: GroupedDLRM, sharder: EmbeddingBagCollectionSharder, *, config: ModelConfig, ranks: Ranks
+    model: GroupedDLRM, sharders: list[BaseEmbeddingSharder[Any]], *, config: ModelConfig, ranks: Ranks
 ) -> ShardingPlan:
-    constraints = {
-        table_name(feature): _constraint(feature, config=config, ranks=ranks)
-        for spec in model.specs.values()
-        for feature in spec.table_rows
-    }
+    if model.uses_vbe and ranks.device.type == "cpu":
+        _check_vbe(model, config=config)
+    constraints = {table.name: _constraint(table, config=config, ranks=ranks) for table in model.tables}
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world_size))
     topology = Topology(ranks.world_size, compute_device=ranks.device.type, local_world_size=local_size)
     planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints)
     try:
-        return planner.collective_plan(model, [sharder], dist.group.WORLD)
+        return planner.collective_plan(model, sharders, dist.group.WORLD)
     except (PlannerError, ValueError, RuntimeError) as error:
         raise ShardingError(f"no sharding plan for {ranks.world_size} ranks on {ranks.device.type}: {error}") from error
 
 
-def _constraint(feature: str, *, config: ModelConfig, ranks: Ranks) -> ParameterConstraints:
-    kinds: list[str] = list(config.tables.get(feature, config.default_table).sharding)
+def _check_vbe(model: GroupedDLRM, *, config: ModelConfig) -> None:
+    """What TorchRec 1.9 cannot do with `inverse_indices` on a CPU."""
+    at = "use grouped - at $.trainer.distinct.lookups"
+    if len({table_config(feature, config).pooling for table in model.tables for feature in table.features}) > 1:
+        raise ShardingError(f"vbe on a CPU takes one pooling for all tables, {at}")
+    if any("data_parallel" in table_config(table.owner, config).sharding for table in model.tables):
+        raise ShardingError(f"vbe on a CPU takes no data_parallel tables, {at}")
+
+
+def _constraint(table: Table, *, config: ModelConfig, ranks: Ranks) -> ParameterConstraints:
+    kinds: list[str] = list(table_config(table.owner, config).sharding)
     if ranks.device.type == "cpu":
-        if kinds == ["row_wise"]:
-            raise ShardingError(
-                f"table of '{feature}': row_wise sharding of bags needs NCCL: gloo gathers equal sizes only; "
-                "allow table_wise, column_wise or data_parallel - at $.trainer.model.tables"
-            )
-        kinds = [kind for kind in kinds if kind != "row_wise"] or list(CPU_KINDS)
+        kinds = _on_cpu(table, kinds)
     kernels = ["dense"] if kinds == ["data_parallel"] else ["fused"]
     if "data_parallel" in kinds and len(kinds) > 1:
         kernels.append("dense")
     return ParameterConstraints(
         sharding_types=kinds or None,
         compute_kernels=kernels,
-        min_partition=_shard_columns(config.dim, ranks.world_size),
+        min_partition=_shard_columns(table.dim, ranks.world_size),
     )
+
+
+def _on_cpu(table: Table, kinds: list[str]) -> list[str]:
+    """What gloo and FBGEMM's CPU kernels can do of the allowed kinds."""
+    impossible, why = ("row_wise", "bags needs NCCL: gloo gathers equal sizes only")
+    if not table.as_bag:
+        impossible, why = ("data_parallel", "lists needs a GPU: FBGEMM's dense kernel pools them on a CPU")
+    possible = [kind for kind in kinds or CPU_KINDS if kind != impossible]
+    if not possible:
+        others = ", ".join(kind for kind in KINDS if kind != impossible)
+        raise ShardingError(
+            f"table of '{table.owner}': {impossible} sharding of {why}; "
+            f"allow one of {others} - at $.trainer.model.tables"
+        )
+    return possible
 
 
 def _shard_columns(dim: int, world_size: int) -> int:

@@ -185,7 +185,8 @@ class VersionStore:
 def apply_version(module: torch.nn.Module, version: Version) -> None:
     """Put all weights into an unsharded model, in place; VersionError unless names and shapes agree exactly.
 
-    A table is found by the state_dict name that TorchRec gives it, `...embedding_bags.<table>.weight`; every other
+    A table is found by the state_dict name that TorchRec gives it, `...embedding_bags.<table>.weight` or
+    `...embeddings.<table>.weight`; every other
     entry of the state_dict by its own name. Nothing is changed unless all of it fits. Entries on the meta device take
     over the version's own memory, others are copied into.
     """
@@ -206,7 +207,7 @@ def apply_version(module: torch.nn.Module, version: Version) -> None:
 
 def _source(key: str) -> str:
     """What fills an entry of the state_dict."""
-    match = re.search(r"(?:^|\.)embedding_bags\.(.+)\.weight$", key)
+    match = re.search(r"(?:^|\.)(?:embedding_bags|embeddings)\.([^.]+)\.weight$", key)
     return f"table {match[1]}" if match else key
 
 

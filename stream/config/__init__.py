@@ -12,7 +12,16 @@ from stream.config.imports import ImportConfig, ImportedField
 from stream.config.kafka import KafkaConfig, RedisConfig, TopicsConfig
 from stream.config.read import load, to_yaml
 from stream.config.section import ConfigError, Name, NonNegative, Positive, Section
-from stream.config.trainer import ModelConfig, OptimizerConfig, ServingConfig, TableConfig, TrainerConfig
+from stream.config.trainer import (
+    DistinctConfig,
+    InteractionConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SequenceConfig,
+    ServingConfig,
+    TableConfig,
+    TrainerConfig,
+)
 from stream.config.whole import Config
 from stream.config.worker import MIN_BATCH_BYTES, ArchiveConfig, BatchConfig, DedupConfig, SessionConfig, StreamConfig
 
@@ -25,12 +34,14 @@ __all__ = [
     "ConfigError",
     "DedupConfig",
     "DerivedConfig",
+    "DistinctConfig",
     "EventsConfig",
     "FeatureConfig",
     "FeatureType",
     "FieldsConfig",
     "ImportConfig",
     "ImportedField",
+    "InteractionConfig",
     "KafkaConfig",
     "LabelConfig",
     "ModelConfig",
@@ -41,6 +52,7 @@ __all__ = [
     "RedisConfig",
     "RegistryConfig",
     "Section",
+    "SequenceConfig",
     "ServingConfig",
     "SessionConfig",
     "SessionSource",

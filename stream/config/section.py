@@ -10,6 +10,8 @@ Positive = Annotated[int, msgspec.Meta(gt=0)]
 
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
 
+Weight = Annotated[float, msgspec.Meta(ge=0)]
+
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.\-]+$", max_length=200)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from stream.config.section import NonNegative, Positive, Section
+from stream.config.section import Name, NonNegative, Positive, Section, Weight
 
 
 class TableConfig(Section, frozen=True):
@@ -12,14 +12,36 @@ class TableConfig(Section, frozen=True):
 
     rows: Positive = 100_000
     dim: Positive | None = None
-    """Embedding dimension; the model's `dim` by default (they must agree for the dot interaction)."""
-    pooling: Literal["sum", "mean"] = "sum"
+    """Embedding dimension; the model's `dim` by default. For the dot interaction another one is projected to it."""
+    pooling: Literal["sum", "mean", "attention", "transformer"] = "sum"
+    """From the embeddings of a list to one vector."""
+    shares: Name | None = None
+    """Reads the table of this feature in place of one of its own; of what stands here only `pooling` counts then."""
     sharding: tuple[Literal["table_wise", "column_wise", "row_wise", "data_parallel"], ...] = ()
     """Allowed kinds; empty leaves the choice to TorchRec's planner."""
 
 
+class SequenceConfig(Section, frozen=True):
+    """The blocks of a table with `pooling: transformer`."""
+
+    layers: Positive = 1
+    heads: Positive = 2
+    feed_forward: Positive = 2
+    """Width of the hidden layer, in dimensions of the table."""
+
+
+class InteractionConfig(Section, frozen=True):
+    """How the vectors of all features meet: dot products of pairs (DLRM) or low-rank cross layers (DCN-v2)."""
+
+    kind: Literal["dot", "cross"] = "dot"
+    layers: Positive = 3
+    """Cross layers."""
+    rank: Positive = 32
+    """Of a cross layer's matrix."""
+
+
 class ModelConfig(Section, frozen=True):
-    """A DLRM: per group, tables and a dense arch on distinct rows; then dot interaction and the over arch."""
+    """A DLRM: per group, tables and a dense arch on distinct rows; then the interaction, the over arch and heads."""
 
     dim: Positive = 16
     tables: dict[str, TableConfig] = {}
@@ -27,7 +49,24 @@ class ModelConfig(Section, frozen=True):
     default_table: TableConfig = TableConfig()
     dense_arch: tuple[Positive, ...] = (64,)
     """Hidden layers of each group's dense arch; a last one of `dim` is added."""
+    interaction: InteractionConfig = InteractionConfig()
+    sequence: SequenceConfig = SequenceConfig()
     over_arch: tuple[Positive, ...] = (128, 64)
+    heads: tuple[Positive, ...] = ()
+    """Hidden layers of each label's own head, behind the over arch that all labels share."""
+    label_weights: dict[str, Weight] = {}
+    """By label, its weight in the loss; 1 by default."""
+
+
+class DistinctConfig(Section, frozen=True):
+    """What the model does on distinct rows: steps that can be switched off one by one (RecD's O5, O6, O7)."""
+
+    lookups: Literal["grouped", "vbe", "off"] = "grouped"
+    """O5: embedding lookups and their exchange; `vbe` is TorchRec's own way, by `inverse_indices`."""
+    jagged_select: bool = True
+    """O6: lists are expanded without padding."""
+    layers: bool = True
+    """O7: list pooling, dense archs, and the share of the interaction that lies within a group."""
 
 
 class OptimizerConfig(Section, frozen=True):
@@ -48,6 +87,7 @@ class TrainerConfig(Section, frozen=True):
     seed: int = 0
     dedup: bool = True
     """False expands every group before the model: the baseline."""
+    distinct: DistinctConfig = DistinctConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint_url: str = "var/checkpoints"

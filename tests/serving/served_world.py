@@ -115,7 +115,7 @@ def new_model(seed: int, config: Config = CONFIG) -> GroupedDLRM:
 def snapshot(model: GroupedDLRM, *, weights_ms: int = T0, config: Config = CONFIG) -> Snapshot:
     """What a trainer publishes of a model."""
     state = {key: value.numpy() for key, value in model.state_dict().items()}
-    tables = {key.split(".")[-2]: value for key, value in state.items() if ".embedding_bags." in key}
+    tables = {key.split(".")[-2]: value for key, value in state.items() if ".t_" in key}
     return Snapshot(
         step=1,
         samples=1,

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from dedup_cache import Batch, BatchMeta, BatchSchema, Group, Jagged, Rows, deduplicate, sample_id
 from stream.columns import batch_schema
-from stream.config import Config, FeatureConfig, LabelConfig, ModelConfig, TableConfig, TrainerConfig
+from stream.config import Config, FeatureConfig, InteractionConfig, LabelConfig, ModelConfig, TableConfig, TrainerConfig
 
 FEATURES = (
     FeatureConfig(name="user", group="user"),
@@ -29,11 +29,25 @@ MODEL = ModelConfig(
     dense_arch=(16,),
     over_arch=(32,),
 )
+HISTORY, TAGS = TableConfig(rows=500), MODEL.tables["tags"]
+VARIANTS = {
+    "dot": MODEL,
+    "cross": replace(MODEL, interaction=InteractionConfig(kind="cross", layers=2, rank=4)),
+    "attention": replace(MODEL, tables={"tags": TAGS, "history": replace(HISTORY, pooling="attention")}),
+    "transformer": replace(MODEL, tables={"tags": TAGS, "history": replace(HISTORY, pooling="transformer")}),
+    "shared bag": replace(MODEL, tables={"tags": TAGS, "history": replace(HISTORY, shares="item")}),
+    "shared sequence": replace(
+        MODEL, tables={"tags": TAGS, "history": replace(HISTORY, shares="item", pooling="transformer")}
+    ),
+    "dimensions": replace(MODEL, tables={"tags": replace(TAGS, dim=4), "history": replace(HISTORY, dim=16)}),
+    "sums": replace(MODEL, tables={"tags": replace(TAGS, pooling="sum")}),
+    "heads": replace(MODEL, heads=(6,)),
+}
 USERS, ITEMS = 60, 80
 
 
-def make_config(**trainer: object) -> Config:
-    return Config(features=FEATURES, labels=LABELS, trainer=TrainerConfig(model=MODEL, **trainer))
+def make_config(*, model: ModelConfig = MODEL, **trainer: object) -> Config:
+    return Config(features=FEATURES, labels=LABELS, trainer=TrainerConfig(model=model, **trainer))
 
 
 class World:
@@ -117,11 +131,15 @@ def expanded(batch: Batch, name: str) -> Group:
 
 
 def with_sharding(config: Config, kind: str) -> Config:
-    """The same model with every table sharded in one way."""
-    table = msgspec.structs.replace
-    model = table(
+    """The same model with every table sharded in one way; "row_wise lists": the history's row-wise, others whole."""
+    if kind == "row_wise lists":
+        config = with_sharding(config, "table_wise")
+        tables = config.trainer.model.tables
+        tables = {**tables, "history": replace(tables["history"], sharding=("row_wise",))}
+        return replace(config, trainer=replace(config.trainer, model=replace(config.trainer.model, tables=tables)))
+    model = replace(
         config.trainer.model,
-        default_table=table(MODEL.default_table, sharding=(kind,)),
-        tables={name: table(given, sharding=(kind,)) for name, given in MODEL.tables.items()},
+        default_table=replace(MODEL.default_table, sharding=(kind,)),
+        tables={name: replace(given, sharding=(kind,)) for name, given in config.trainer.model.tables.items()},
     )
-    return table(config, trainer=table(config.trainer, model=model))
+    return replace(config, trainer=replace(config.trainer, model=model))

@@ -8,7 +8,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from stream.config import Config
-from trainer.ikjt import TrainBatch, to_train_batch
+from trainer.ikjt import TrainBatch, group_specs, to_train_batch
 from trainer.model import GroupedDLRM
 from trainer.sharding import ADAGRAD_EPS, fill_unsharded
 
@@ -20,12 +20,15 @@ def new_model(config: Config, *, device: str = "cpu") -> GroupedDLRM:
         labels=config.labels,
         config=config.trainer.model,
         derived=config.derived,
+        distinct=config.trainer.distinct,
         device=torch.device(device),
     )
 
 
 def tensors(batch, *, config: Config, dedup: bool = True) -> TrainBatch:
-    return to_train_batch(batch, specs=new_model(config).specs, dedup=dedup)
+    expand_ids = config.trainer.distinct.lookups == "off"
+    specs = group_specs(config.features, config.trainer.model, derived=config.derived)
+    return to_train_batch(batch, specs=specs, dedup=dedup, expand_ids=expand_ids)
 
 
 class Reference:

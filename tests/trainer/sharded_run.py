@@ -1,6 +1,6 @@
 """Run under torchrun: trains cases under DistributedModelParallel, and leaves what came out.
 
-sharded_run.py CASES.json OUT_FOLDER
+sharded_run.py CASES.json OUT_FOLDER STEPS
 """
 
 import json
@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stream.config import Config, OptimizerConfig
-from tests.trainer.made_batches import World, make_config, with_sharding
+from stream.config import Config, ConfigError, DistinctConfig, OptimizerConfig
+from tests.trainer.made_batches import VARIANTS, World, make_config, with_sharding
 from tests.trainer.reference import new_model, tensors, weighted_loss
 from trainer.ikjt import dummy_batch
 from trainer.ranks import Ranks, join, leave
@@ -21,7 +21,11 @@ from trainer.versions import TableShard
 
 
 def case_config(case: dict[str, str]) -> Config:
-    config = make_config(optimizer=OptimizerConfig(sparse=case["sparse"], sparse_learning_rate=0.1))
+    config = make_config(
+        model=VARIANTS[case["model"]],
+        distinct=DistinctConfig(lookups=case["lookups"]),
+        optimizer=OptimizerConfig(sparse=case["sparse"], sparse_learning_rate=0.1),
+    )
     return with_sharding(config, case["kind"])
 
 
@@ -38,6 +42,8 @@ def whole(shards: list[TableShard]) -> dict[str, np.ndarray]:
 def train(case: dict[str, str], *, ranks: Ranks, steps: int) -> tuple[list[float], dict[str, np.ndarray]]:
     config = case_config(case)
     model = new_model(config, device="meta")
+    if ranks.world_size > 1:
+        model.pad_sequences(128)
     sharded = ShardedModel(model, config=config.trainer.model, optimizer=config.trainer.optimizer, ranks=ranks)
     sharded.fill_tables(seed=config.trainer.seed)
     world = World(config, seed=ranks.rank, samples=40 + 24 * ranks.rank)
@@ -61,8 +67,8 @@ if __name__ == "__main__":
     ranks = join()
     for number, case in enumerate(json.loads(Path(sys.argv[1]).read_text())):
         try:
-            losses, weights = train(case, ranks=ranks, steps=20)
-        except ShardingError as error:
+            losses, weights = train(case, ranks=ranks, steps=int(sys.argv[3]))
+        except (ConfigError, ShardingError) as error:
             (Path(sys.argv[2]) / f"{number}-{ranks.rank}.txt").write_text(str(error))
             continue
         summed = np.sum(ranks.gather(np.array(losses)), axis=0) / ranks.world_size

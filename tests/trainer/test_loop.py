@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+import torch
 
 from stream.config import Config
 from tests.trainer.made_batches import make_config
@@ -46,7 +47,7 @@ def stopped_loop(config: Config, kept: Keeper) -> TrainingLoop:
         keeper=kept,
         board=Board(["click", "buy"]),
         schedule=Schedule(config.trainer, orders=None),
-        rules=StepRules(dummy, full_batch=64),
+        rules=StepRules(dummy, full_batch=64, label_weights=torch.ones(2)),
         stop=stop,
     )
 

@@ -50,7 +50,7 @@ def trained(folder: Path, ranks: Ranks, *, repeated: bool) -> tuple[dict[str, to
         keeper=kept,
         board=Board(["click", "buy"]),
         schedule=Schedule(config.trainer, orders=None),
-        rules=StepRules(dummy_batch(specs, num_labels=2), full_batch=4),
+        rules=StepRules(dummy_batch(specs, num_labels=2), full_batch=4, label_weights=torch.ones(2)),
         stop=threading.Event(),
     )
     count = batch.num_samples
