@@ -17,6 +17,9 @@ from stream.compiled import warm
 settings.register_profile("recd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("recd")
 
+# Several processes share the cores; what they compute is too small to be worth a second thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A broker of a test lives for seconds: what the second compiler makes of it never pays (a third of its start).
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
 
