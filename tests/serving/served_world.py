@@ -121,7 +121,7 @@ def snapshot(model: GroupedDLRM, *, weights_ms: int = T0, config: Config = CONFI
         samples=1,
         stream_time_ms=T0,
         weights_ms=weights_ms,
-        dense={key: value for key, value in state.items() if ".embedding_bags." not in key},
+        dense={key: value for key, value in state.items() if ".t_" not in key},
         shards=[TableShard(name, *value.shape, 0, 0, value) for name, value in tables.items()],
         config={
             "features": msgspec.to_builtins(config.features),
