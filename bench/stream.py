@@ -40,12 +40,13 @@ from recd.embedded import EmbeddedKafka, EmbeddedRedis, free_port
 from stream.compiled import warm
 from stream.config import Config, load
 from stream.control import send
-from stream.generator import GeneratorOptions, generate
+from stream.generator import DENSITY, GeneratorOptions, generate
 from stream.kafka import end_offsets
 from stream.topics import create_topics
 
 ROOT = Path(__file__).parents[1]
 WARM_UP = 30_000
+PAUSE_MS = 60_000
 FAUST_EVENTS = 60_000
 PATIENCE_S = 600.0
 PEER_PATIENCE_S = 240.0
@@ -130,19 +131,30 @@ def run_worker(config: Config, config_path: Path, *, folder: Path, events: int, 
     """Fill the topic `rounds` times while the worker is paused, and let it read."""
     worker = Worker(config_path, log=folder / "worker.log")
     spent, sent = [], 0
+    counts = (WARM_UP, *[events] * rounds)
+    # One stretch of event time after the other: what lies before the watermark would all be late.
+    start_ms = int(time.time() * 1000) - sum(map(_span_ms, counts))
     try:
         worker.wait(lambda s: s["state"] == "running" and s["partitions"], "ready")
-        for count in (WARM_UP, *[events] * rounds):
+        for count in counts:
             send(config, target="stream", action="pause")
             worker.wait(lambda s: s["state"] == "paused", "paused")
-            sent += generate(config, options=GeneratorOptions(max_events=count, seed=sent)).records
+            sent += generate(config, options=GeneratorOptions(max_events=count, seed=sent, start_ms=start_ms)).records
+            start_ms += _span_ms(count)
             before = worker.cpu_s()
             send(config, target="stream", action="resume")
-            worker.wait_drained(sent)
+            late = worker.wait_drained(sent)["counters"]["late"]
             spent.append(Spent(count, worker.cpu_s() - before))
+            if late > sent / 100:
+                raise RuntimeError(f"{late} of {sent} events were late: what was measured is no stream")
     finally:
         worker.stop()
     return spent[1:]
+
+
+def _span_ms(events: int) -> int:
+    """How much event time so many events take, and a pause that closes every session."""
+    return int(events / DENSITY * 1_300) + PAUSE_MS
 
 
 def run_peer(*command: str | Path) -> Spent:
