@@ -172,7 +172,7 @@ def servers(folder: Path) -> Iterator[tuple[Config, Path]]:
     with EmbeddedKafka(folder / "kafka") as kafka, EmbeddedRedis(folder / "redis") as redis:
         tree = yaml.safe_load((files("recd") / "presets" / "demo.yaml").read_text())
         tree["kafka"], tree["redis"] = {"bootstrap": kafka.bootstrap}, {"url": redis.url}
-        tree["stream"] = {"data_dir": str(folder / "data")}
+        tree["stream"] = {"data_dir": str(folder / "data"), "max_poll_records": int(os.environ.get("MPR", "5000"))}
         path = folder / "recd.yaml"
         path.write_text(yaml.safe_dump(tree))
         config = load(path)

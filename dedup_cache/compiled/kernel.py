@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numba
+import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -16,18 +17,71 @@ _OPTIONS: dict[str, Any] = {
     "_nrt": False,
 }
 
+_FLAGS = 0x1 | 0x2 | 0x100 | 0x400
+"""numpy's: contiguous in C's or in Fortran's order, aligned, writeable."""
+
+
+class Kernel:
+    """Machine code for every set of argument types that it was called with; numba finds it at the first call of each.
+
+    numba's own look at the arguments takes 0.6 ms where tables of records are among them; this one takes 0.01 ms.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._defaults = function.__defaults__ or ()
+        self._num_arguments = function.__code__.co_argcount
+        self._entries: dict[tuple[object, ...], Callable[..., Any]] = {}
+        try:
+            self._dispatcher: Any = numba.njit(cache=True, **_OPTIONS)(function)
+        except RuntimeError:  # numba found no place for its cache
+            self._dispatcher = numba.njit(**_OPTIONS)(function)
+
+    def __call__(self, *arguments: Any) -> Any:
+        missing = self._num_arguments - len(arguments)
+        if missing:
+            arguments += self._defaults[-missing:]
+        forms: list[object] = []
+        _add_forms(forms, arguments)
+        entry = self._entries.get(tuple(forms))
+        if entry is not None:
+            return entry(*arguments)
+        result = self._dispatcher(*arguments)
+        types = _types(arguments)
+        if types in self._dispatcher.overloads:  # else it was called through a conversion
+            self._entries[tuple(forms)] = self._dispatcher.overloads[types].entry_point
+        return result
+
+    def is_cached(self, arguments: tuple[object, ...]) -> bool:
+        """Whether machine code for such arguments is at hand."""
+        missing = self._num_arguments - len(arguments)
+        types = _types(arguments + (self._defaults[-missing:] if missing else ()))
+        cache = self._dispatcher._cache  # noqa: SLF001
+        return cache.load_overload(types, self._dispatcher.targetctx) is not None
+
+
+def _types(arguments: tuple[object, ...]) -> tuple[Any, ...]:
+    return tuple(numba.typeof(argument) for argument in arguments)  # type: ignore[no-untyped-call]
+
+
+def _add_forms(forms: list[object], arguments: tuple[object, ...]) -> None:
+    """All that machine code depends on: of an array its dtype, dimensions and the flags that numba looks at."""
+    for argument in arguments:
+        kind = type(argument)
+        forms.append(kind)
+        if kind is np.ndarray:
+            array: Any = argument
+            forms += (array.dtype, array.ndim, array.flags.num & _FLAGS)
+        elif issubclass(kind, tuple):
+            _add_forms(forms, argument)  # type: ignore[arg-type]
+
 
 def kernel(function: Function) -> Function:
     """Compile at the first call, or load what an earlier process compiled for this machine and this source.
 
-    Arrays come in and go out as arguments. Where no folder can be written (see NUMBA_CACHE_DIR) it is compiled in
-    every process.
+    Arrays come in and go out as arguments, by position. Where no folder can be written (see NUMBA_CACHE_DIR) it is
+    compiled in every process.
     """
-    try:
-        compiled: Function = numba.njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # numba found no place for its cache
-        compiled = numba.njit(**_OPTIONS)(function)
-    return compiled
+    return Kernel(function)  # type: ignore[return-value]
 
 
 def part(function: Function) -> Function:

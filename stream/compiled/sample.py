@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from dedup_cache.compiled import arrange, distinct, rows
@@ -22,7 +21,7 @@ def run_samples() -> None:
 
 def is_cached() -> bool:
     """Whether the machine code of every kernel is at hand."""
-    return all(_has(kernel, arguments) for kernel, arguments in _samples())
+    return all(kernel.is_cached(arguments) for kernel, arguments in _samples())
 
 
 def _samples() -> list[tuple[Any, tuple[object, ...]]]:
@@ -30,10 +29,3 @@ def _samples() -> list[tuple[Any, tuple[object, ...]]]:
     text = (np.frombuffer(bytearray(b"a"), np.uint8), np.zeros(1, np.int64), np.zeros(1, np.uint64))
     ours = [(scan, record), (hash_spans, text), *session_place.samples(), *event_log.samples()]
     return [*ours, *id_lists.samples(), *rows.samples(), *distinct.samples(), *arrange.samples()]
-
-
-def _has(kernel: Any, arguments: tuple[object, ...]) -> bool:
-    given = tuple(numba.typeof(argument) for argument in arguments)  # type: ignore[no-untyped-call]
-    omitted: Any = numba.types.Omitted
-    left_out = tuple(omitted(default) for default in kernel.py_func.__defaults__ or ())
-    return kernel._cache.load_overload(given + left_out, kernel.targetctx) is not None  # noqa: SLF001

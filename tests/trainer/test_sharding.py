@@ -15,7 +15,7 @@ from tests.trainer.sharded_run import case_config
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sharding")]
 
 ROOT = Path(__file__).parents[2]
-STEPS = 60
+STEPS = 40
 CASES = [
     {"kind": kind, "sparse": sparse, "dedup": dedup, "model": model, "lookups": lookups}
     for kind, sparse, dedup, model, lookups in [
