@@ -17,6 +17,7 @@ from stream.event_json import EventRenderer
 from stream.faults import MALFORMED, YEAR_2099_MS
 from stream.generator import GeneratorOptions, generate
 from stream.kafka import Message, Reader, create_topic, end_offsets
+from stream.transforms import in_batch
 from stream.world import CLICK, IMPRESSION, PURCHASE, World, WorldError, WorldOptions
 
 START_MS = 1_700_000_000_000
@@ -63,8 +64,9 @@ def _entropy(p: np.ndarray) -> np.ndarray:
 def test_presets_are_complete_and_valid(name: str) -> None:
     config = load(preset_path(name))
     assert {feature.group for feature in config.features} >= {"user", "item", "session"}
-    id_features = {feature.name for feature in config.features if not feature.is_dense}
-    assert set(config.trainer.model.tables) == id_features
+    id_features = {f.name: f for f in in_batch(config.features, config.derived) if not f.is_dense}
+    unbounded = {name for name, feature in id_features.items() if feature.bound is None}
+    assert unbounded <= set(config.trainer.model.tables) <= set(id_features)
     assert any(feature.source for feature in config.features)
 
 

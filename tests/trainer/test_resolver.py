@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from confluent_kafka import Producer
 
-from dedup_cache import Batch, decode, deduplicate, encode, expand
+from dedup_cache import Batch, Group, Held, Pool, Rows, check_bits, decode, encode, expand
 from dedup_cache.assign import MemoryStore
 from dedup_cache.redis_store import RedisStore
 from recd.embedded import EmbeddedKafka, EmbeddedRedis
@@ -30,24 +30,36 @@ class Shipped:
 
     def __init__(self, store: RedisStore | MemoryStore) -> None:
         self.world = World(make_config())
+        self._slicing = {group.name: group.slicing for group in self.world.schema.groups}
         self.indexer = Indexer(self.world.schema, store=store, policy=EVERYTHING)
 
     def next(self) -> tuple[Batch, Batch, list[ShippedValue]]:
         """A batch, the same by reference, and the values that have to be shipped for it."""
         plain = self.world.batch()
-        distinct = {
-            group.name: deduplicate(expand(plain.groups[group.name]), salt=self.indexer.salt(group.name))
-            for group in self.world.schema.groups
-        }
-        indexed = self.indexer.index(distinct)
-        self.indexer.ship(indexed.values)
+        held = {name: self._held(name, expand(group)) for name, group in plain.groups.items()}
+        indexed = self.indexer.index(held)
+        groups, named = {}, {}
+        for name, one in held.items():
+            chosen, inverse = one.pick(0, plain.num_samples)
+            references = indexed.references(name, chosen)
+            assert references is not None
+            ids, inline = references
+            rows = one.pool.take(chosen, slicing=self._slicing[name], inline=inline)
+            groups[name] = Group(rows, inverse, ids, check_bits(one.fingerprints[chosen]), inline)
+            named[name] = ids[~inline]
+        values = self.indexer.values(indexed, named)
+        self.indexer.ship(values)
         meta = plain.meta.__class__(
             **{name: getattr(plain.meta, name) for name in plain.meta.__slots__ if name != "generation"},
             generation=indexed.generation,
         )
         fields = {name: getattr(plain, name) for name in plain.__slots__ if name not in ("groups", "meta")}
-        referring = Batch(**fields, groups=indexed.groups, meta=meta)
-        return plain, decode(encode(referring, self.world.schema), self.world.schema), indexed.values
+        referring = Batch(**fields, groups=groups, meta=meta)
+        return plain, decode(encode(referring, self.world.schema), self.world.schema), values
+
+    def _held(self, name: str, rows: Rows) -> Held:
+        pool = Pool.of([rows])
+        return Held(pool, pool.fingerprints(salt=self.indexer.salt(name)))
 
 
 @pytest.fixture
