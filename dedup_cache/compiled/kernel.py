@@ -37,30 +37,33 @@ class Kernel:
             self._dispatcher = numba.njit(**_OPTIONS)(function)
 
     def __call__(self, *arguments: Any) -> Any:
-        missing = self._num_arguments - len(arguments)
-        if missing:
-            arguments += self._defaults[-missing:]
+        given = arguments
+        arguments += self._missing(given)
         forms: list[object] = []
         _add_forms(forms, arguments)
         entry = self._entries.get(tuple(forms))
         if entry is not None:
             return entry(*arguments)
-        result = self._dispatcher(*arguments)
-        types = _types(arguments)
+        result = self._dispatcher(*given)
+        types = self._types(given)
         if types in self._dispatcher.overloads:  # else it was called through a conversion
             self._entries[tuple(forms)] = self._dispatcher.overloads[types].entry_point
         return result
 
     def is_cached(self, arguments: tuple[object, ...]) -> bool:
         """Whether machine code for such arguments is at hand."""
-        missing = self._num_arguments - len(arguments)
-        types = _types(arguments + (self._defaults[-missing:] if missing else ()))
         cache = self._dispatcher._cache  # noqa: SLF001
-        return cache.load_overload(types, self._dispatcher.targetctx) is not None
+        return cache.load_overload(self._types(arguments), self._dispatcher.targetctx) is not None
 
+    def _missing(self, given: tuple[object, ...]) -> tuple[object, ...]:
+        missing = self._num_arguments - len(given)
+        return self._defaults[-missing:] if missing else ()
 
-def _types(arguments: tuple[object, ...]) -> tuple[Any, ...]:
-    return tuple(numba.typeof(argument) for argument in arguments)  # type: ignore[no-untyped-call]
+    def _types(self, given: tuple[object, ...]) -> tuple[Any, ...]:
+        """Of a default the value is a part of the type, so that a kernel can say by one on what else it depends."""
+        types = [numba.typeof(argument) for argument in given]  # type: ignore[no-untyped-call]
+        types += [numba.types.Omitted(value) for value in self._missing(given)]  # type: ignore[no-untyped-call]
+        return tuple(types)
 
 
 def _add_forms(forms: list[object], arguments: tuple[object, ...]) -> None:

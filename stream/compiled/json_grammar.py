@@ -168,7 +168,7 @@ def _digits(text: UInt8, i: int, number: np.uint64, significant: int) -> tuple[i
     """The place behind the digits at i, `number` continued by them (rubbish beyond 19 that signify), how many do."""
     while _ZERO <= text[i] <= _NINE:
         number = number * np.uint64(10) + np.uint64(text[i] - _ZERO)
-        if number != np.uint64(0):
+        if significant > 0 or number != np.uint64(0):  # the 20th digit can make it 0 again
             significant += 1
         i += 1
     return i, number, significant

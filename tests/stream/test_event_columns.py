@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.compiled import warm
-from stream.compiled.json_scan import SPAN_BITS
+from stream.compiled.json_scan import SPAN_BITS, scan
 from stream.compiled.sample import is_cached
 from stream.compiled.text_hash import LONGEST, hash_spans
 from stream.config import EventsConfig, FeatureConfig, FieldsConfig, LabelConfig
@@ -148,6 +148,27 @@ def test_a_number_is_what_python_reads(text: str) -> None:
     assert found.sure[0] or not 1e-300 < abs(value) < FLOAT32_MAX or len(text.split("e", maxsplit=1)[0]) > 20
 
 
+WRAPPING = [f"{times * 2**64}{zeros}" for times in range(1, 6) for zeros in ("", "000")]
+"""Digits of which 64 bits keep nothing."""
+
+
+@pytest.mark.parametrize("digits", WRAPPING)
+def test_digits_of_which_64_bits_keep_nothing_are_left_to_the_slow_reader(digits: str) -> None:
+    texts = [digits, f"{digits}.0", f"0.{digits}", f"0.000{digits}", f"{digits}e-3"]
+    texts += [f"{digits[:point]}.{digits[point:]}" for point in (1, 2, 10, 18, 19)]
+    values = [
+        raw()[:-1] + f',"{name}":{value}}}'.encode()
+        for text in texts + [f"-{text}" for text in texts]
+        for name, value in (
+            *((name, text) for name in ("price", "count", "other")),
+            ("history", f"[1,{text}]"),
+            ("vector", f"[{text},1]"),
+        )
+    ]
+    assert not any(sure(value) for value in values)
+    same([*values])
+
+
 NESTED = FieldsConfig(key="user.id", time="meta.when.s", event_id=None)
 
 
@@ -222,6 +243,14 @@ def test_doubtful_records_are_left_to_the_slow_reader(value: bytes) -> None:
 
 def test_what_was_compiled_is_found_by_the_next_process() -> None:
     assert is_cached()
+
+
+def test_machine_code_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba alone looks only at the file of the kernel, not at the grammar that is compiled into it."""
+    arguments = NUMBER.arguments([b'{"y":[1]}'])
+    assert scan.is_cached(arguments)
+    monkeypatch.setattr(scan, "_defaults", (0,))
+    assert not scan.is_cached(arguments)
 
 
 @pytest.mark.parametrize("size", [*range(LONGEST + 1)])
