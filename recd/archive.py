@@ -17,8 +17,9 @@ from recd.sources import stop_on_signals
 from recd.times import show_time
 from stream.archive.errors import ArchiveError
 from stream.archive.formats import RecordFiles, SampleFiles
-from stream.archive.leftovers import Leftover, find_leftovers
+from stream.archive.leftovers import Leftovers, find_leftovers
 from stream.archive.manifest import FileRecord, read_manifest
+from stream.archive.place import spellings
 from stream.archive.request import ArchiveReport, ArchiveRequest, Format, log_of
 from stream.archive.run import Archiver
 from stream.archive.spool import Log
@@ -27,6 +28,7 @@ from stream.columns import batch_schema
 from stream.compiled import warm
 from stream.config import Config
 from stream.context import Clock
+from stream.kafka import topic_id
 
 EVENTS, SAMPLES = "events", "samples"
 
@@ -97,28 +99,40 @@ def run_archive(config: Config, options: ArchiveOptions) -> list[Reported]:
 def list_files(config: Config) -> list[Holding]:
     """What there is, by archive, log and partition. Raises ArchiveError, KafkaError."""
     parts: dict[tuple[str, str, str, int], list[FileRecord]] = {}
-    for file in read_manifest(config.kafka, config.topics.archive):
-        parts.setdefault((file.url, file.kind, file.topic, file.partition), []).append(file)
+    listed = read_manifest(config.kafka, config.topics.archive)
+    spelled = spellings(file.url for file in listed)
+    for file in listed:
+        parts.setdefault((spelled[file.url], file.kind, file.topic, file.partition), []).append(file)
     return [_holding(*key, files) for key, files in sorted(parts.items())]
 
 
-def clean_up(config: Config, *, delete: bool) -> list[Leftover]:
+def clean_up(config: Config, *, delete: bool) -> Leftovers:
     """Files below archive.url that a crash left and no manifest lists; with `delete` they go. Raises ArchiveError."""
     store = ArchiveStore(config.archive.url)
     listed = read_manifest(config.kafka, config.topics.archive)
-    leftovers = find_leftovers(store, listed, now_ms=time.time_ns() // 1_000_000)
-    for leftover in leftovers if delete else ():
+    if not listed:
+        return Leftovers()
+    manifest_id = topic_id(config.kafka, config.topics.archive)
+    leftovers = find_leftovers(store, listed, manifest_id=manifest_id, now_ms=time.time_ns() // 1_000_000)
+    for leftover in leftovers.files if delete else ():
         store.delete(leftover.path)
     return leftovers
 
 
-def format_leftovers(leftovers: Sequence[Leftover], *, url: str, deleted: bool) -> str:
+def format_leftovers(leftovers: Leftovers, *, url: str, deleted: bool) -> str:
     """For people."""
-    if not leftovers:
-        return f"{url}: the manifest lists every file that is older than a day."
-    lines = [f"  {one.path}  {one.bytes:,} bytes, {show_time(one.modified_ms)}" for one in leftovers]
-    said = "deleted" if deleted else "in no manifest (a crash left them, nothing reads them); --clean deletes them"
-    return "\n".join([f"{url}: {len(leftovers)} files {said}", *lines])
+    if leftovers.files:
+        said = "deleted" if deleted else "in no manifest (a crash left them, nothing reads them); --clean deletes them"
+        lines = [f"{url}: {len(leftovers.files)} files {said}"]
+    else:
+        lines = [f"{url}: the manifest lists every file of its own that is older than a day."]
+    lines += [f"  {one.path}  {one.bytes:,} bytes, {show_time(one.modified_ms)}" for one in leftovers.files]
+    if leftovers.of_another:
+        lines.append(
+            f"  {leftovers.of_another} more files are of another manifest (another cluster, or this one made again), "
+            "or of a version that did not say of which: they stay"
+        )
+    return "\n".join(lines)
 
 
 def format_archive(reports: Iterable[Reported]) -> str:

@@ -222,7 +222,7 @@ def archive(
         click.echo(format_files(files))
     elif leftovers or clean:
         left = clean_up(config, delete=clean)
-        report = [asdict(one) for one in left]
+        report = asdict(left)
         click.echo(format_leftovers(left, url=config.archive.url, deleted=clean))
     else:
         reports = run_archive(config, ArchiveOptions(**options))

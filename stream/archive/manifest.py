@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from stream.archive.errors import ArchiveError
+from stream.archive.place import spellings
 from stream.config import Config, KafkaConfig
 from stream.kafka import Reader, TopicExists, TopicMissing, begin_offsets, create_topic, end_offsets
 
@@ -27,7 +28,7 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
     version: int = FORMAT_VERSION
     kind: Kind
     url: str
-    """Of the archive, as it was configured."""
+    """Of the archive: its one spelling where it was written (see place.py); formerly as it was configured."""
     path: str
     """Below the URL."""
     topic: str
@@ -82,13 +83,17 @@ def read_manifest(kafka: KafkaConfig, topic: str) -> list[FileRecord]:
 
 
 def files_at(records: Iterable[FileRecord], url: str) -> list[FileRecord]:
-    """The files of one archive. Where the manifest knows no other than one, that is it, wherever it was moved to.
+    """The files of one archive, whose URL is spelled as ArchiveStore does.
+
+    Where the manifest knows no other than one, that is it, wherever it was moved to.
 
     Raises ArchiveError, naming the archives that there are.
     """
+    records = list(records)
+    spelled = spellings(record.url for record in records)
     by_url: dict[str, list[FileRecord]] = {}
     for record in records:
-        by_url.setdefault(record.url, []).append(record)
+        by_url.setdefault(spelled[record.url], []).append(record)
     if url in by_url:
         return by_url[url]
     if len(by_url) == 1:

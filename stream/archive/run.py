@@ -11,7 +11,6 @@ process goes on where the manifest ends.
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from threading import Event
@@ -21,6 +20,7 @@ import xxhash
 
 from stream.archive.errors import ArchiveError, ArchiveGap
 from stream.archive.manifest import FileRecord, encode_file_record, make_manifest, read_manifest
+from stream.archive.place import new_file, spellings
 from stream.archive.request import ArchiveReport, ArchiveRequest
 from stream.archive.spool import Log, Spool
 from stream.archive.store import ArchiveStore
@@ -35,6 +35,7 @@ from stream.kafka import (
     TransactionalWriter,
     begin_offsets,
     end_offsets,
+    topic_id,
 )
 
 logger = logging.getLogger("stream.archive")
@@ -76,6 +77,7 @@ class Archiver:
         self._name = f"{config.stream.group_id}-archive-{request.name}"
         self._writer: TransactionalWriter
         self._bookmarks: Bookmarks
+        self._manifest_id = ""
         self.report = ArchiveReport(self._store.url)
 
     def run(self, *, on_progress: Callable[[], object] = lambda: None) -> ArchiveReport:
@@ -99,6 +101,7 @@ class Archiver:
     def __enter__(self) -> Self:
         """Fence what an earlier process left, find where the manifest ends, and read from there on."""
         make_manifest(self._config)
+        self._manifest_id = topic_id(self._config.kafka, self._config.topics.archive)
         self._writer = TransactionalWriter(
             self._config.kafka,
             transactional_id=self._name,
@@ -109,8 +112,9 @@ class Archiver:
         self._writer.init(on_wait=self._on_wait)
         self._bookmarks = Bookmarks(self._config.kafka, group=self._name)
         listed = read_manifest(self._config.kafka, self._config.topics.archive)
+        spelled = spellings(file.url for file in listed)
         for log in self._request.formats:
-            ours = [file for file in listed if file.url == self._store.url and file.kind == log.kind]
+            ours = [file for file in listed if spelled[file.url] == self._store.url and file.kind == log.kind]
             self._open(log, [file for file in ours if file.topic_id == log.topic_id])
         return self
 
@@ -204,7 +208,8 @@ class Archiver:
     def _close(self, spool: Spool) -> _Closed:
         messages, log = spool.messages, spool.log
         data, rows = self._request.formats[log].encode(messages)
-        path = f"{log.kind}/{log.topic}/{spool.partition:05d}/{spool.first_offset:020d}-{uuid.uuid4().hex}.parquet"
+        folder = f"{log.kind}/{log.topic}/{spool.partition:05d}"
+        path = new_file(folder, first_offset=spool.first_offset, manifest_id=self._manifest_id)
         self._store.write(path, data)
         timestamps = [message.timestamp_ms for message in messages]
         record = FileRecord(

@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,7 +26,7 @@ from stream.archive.request import ArchiveReport
 from stream.archive.sample_files import plain_column
 from stream.archive.store import ArchiveStore
 from stream.columns import batch_schema
-from stream.kafka import end_offsets
+from stream.kafka import end_offsets, topic_id
 from stream.replay.errors import RangeGone
 from stream.replay.stretch import Bound
 from tests.stream.replays import batches_of, delete_records, replay, rows_of
@@ -99,9 +100,17 @@ def test_an_archive_holds_every_row_once_and_replays_as_the_log(rig: Rig) -> Non
     on_disk = [path for path in Path(rig.config.archive.url).rglob("*.parquet") if "/events/" in str(path)]
     assert len(on_disk) > len(files(rig, "events")), "what was written when it was killed stays, and does not exist"
     assert archive(rig, "events").records == 0, "nothing is left to archive"
+    spelled = msgspec.structs.replace(
+        rig.config, archive=msgspec.structs.replace(rig.config.archive, url=f"file://{rig.config.archive.url}/")
+    )
+    asked = ArchiveOptions(what=("events",), until_end=True, accept_gap=False)
+    assert make_archiver(spelled, asked, what="events", stop=Event()).run().records == 0, "it is the same archive"
     store, listed = ArchiveStore(rig.config.archive.url), read_manifest(rig.config.kafka, rig.config.topics.archive)
-    left = find_leftovers(store, listed, now_ms=time.time_ns() // 1_000_000 + 2 * SURE_MS)
-    assert {one.path for one in left} == {str(path.relative_to(store.url)) for path in on_disk} - {
+    later_ms = time.time_ns() // 1_000_000 + 2 * SURE_MS
+    manifest_id = topic_id(rig.config.kafka, rig.config.topics.archive)
+    found = find_leftovers(store, listed, manifest_id=manifest_id, now_ms=later_ms)
+    assert found.of_another == 0
+    assert {one.path for one in found.files} == {str(path.relative_to(store.url)) for path in on_disk} - {
         file.path for file in listed
     }
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from stream.archive.errors import ArchiveError, FileDamaged
 from stream.archive.event_files import decode_records, encode_records
 from stream.archive.json_columns import RAW, to_columns
-from stream.archive.leftovers import SURE_MS, find_leftovers
+from stream.archive.leftovers import SURE_MS, Leftovers, find_leftovers
 from stream.archive.manifest import FileRecord, files_at
 from stream.archive.parquet import from_bytes
+from stream.archive.place import new_file
 from stream.archive.store import ArchiveStore
 from stream.records import RecordBlock
 
@@ -90,26 +91,65 @@ def test_an_archive_that_moved_is_found_unless_there_are_several() -> None:
         files_at([file("s3://one"), file("s3://two")], "s3://moved")
 
 
-@pytest.mark.parametrize("scheme", ["memory:/", ""])
-def test_what_a_crash_left_is_found_and_only_that(tmp_path: Path, scheme: str) -> None:
-    store = ArchiveStore(f"{scheme}{tmp_path}/archive")
-    for path in ("events/t/00000/listed", "events/t/00000/left", "events/of-another/00000/theirs"):
-        store.write(f"{path}.parquet", b"abc")
-    store.write("events/t/00000/notes.txt", b"abc")
-    places = {"path": "events/t/00000/listed.parquet", "topic": "t", "topic_id": "i", "partition": 0}
+OWN, OTHER = "o" * 21 + "-", "x" * 22
+FOLDER = "events/t/00000"
+
+
+def listing(url: str, *paths: str) -> list[FileRecord]:
+    places = {"topic": "t", "topic_id": "i", "partition": 0}
     numbers = {"first_offset": 0, "next_offset": 1, "rows": 1, "bytes": 1, "written_ms": 0}
     times = {"min_timestamp_ms": 0, "max_timestamp_ms": 0}
-    listed = [FileRecord(kind="events", url=store.url, xxh3_128="", **places, **numbers, **times)]  # type: ignore[arg-type]
+    return [FileRecord(kind="events", url=url, path=path, xxh3_128="", **places, **numbers, **times) for path in paths]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scheme", ["memory:/", ""])
+def test_what_a_crash_left_is_found_and_only_that(tmp_path: Path, scheme: str) -> None:
+    """Another cluster, or this one made again, keeps its archive of the same topic in the same folder."""
+    store = ArchiveStore(f"{scheme}{tmp_path}/archive")
+    mine, left = (new_file(FOLDER, first_offset=0, manifest_id=OWN) for _ in range(2))
+    theirs, elsewhere = (new_file(f, first_offset=0, manifest_id=OTHER) for f in (FOLDER, "events/of-another/00000"))
+    nameless = f"{FOLDER}/{0:020d}-{'a' * 32}.parquet"
+    for path in (mine, left, theirs, elsewhere, nameless, f"{FOLDER}/notes.txt"):
+        store.write(path, b"abc")
+    listed = listing(store.url, mine)
     now_ms = time.time_ns() // 1_000_000
-    assert not find_leftovers(store, listed, now_ms=now_ms), "it may be listed yet"
-    (left,) = find_leftovers(store, listed, now_ms=now_ms + 2 * SURE_MS)
-    assert (left.path, left.bytes) == ("events/t/00000/left.parquet", 3)
-    assert abs(left.modified_ms - now_ms) < SURE_MS
-    store.delete(left.path)
-    assert not find_leftovers(store, listed, now_ms=now_ms + 2 * SURE_MS)
+    assert not find_leftovers(store, listed, manifest_id=OWN, now_ms=now_ms).files, "it may be listed yet"
+    found = find_leftovers(store, listed, manifest_id=OWN, now_ms=now_ms + 2 * SURE_MS)
+    (one,) = found.files
+    assert (one.path, one.bytes, found.of_another) == (left, 3, 2)
+    assert abs(one.modified_ms - now_ms) < SURE_MS
+    store.delete(one.path)
+    assert find_leftovers(store, listed, manifest_id=OWN, now_ms=now_ms + 2 * SURE_MS) == Leftovers([], 2)
     with pytest.raises(ArchiveError, match="cannot be deleted"):
-        store.delete(left.path)
-    assert [path for path, *_ in store.files("events/of-another")] == ["events/of-another/00000/theirs.parquet"]
+        store.delete(one.path)
+    assert [file.path for file in store.files("events/of-another")] == [elsewhere]
+
+
+def test_a_place_has_many_spellings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    urls = [f"{tmp_path}/archive", "archive/", "./archive", f"file://{tmp_path}/archive", f"local://{tmp_path}/archive"]
+    paths = [new_file(FOLDER, first_offset=n, manifest_id=OWN) for n in range(len(urls))]
+    listed = [record for url, path in zip(urls, paths, strict=True) for record in listing(url, path)]
+    left = new_file(FOLDER, first_offset=9, manifest_id=OWN)
+    for path in (*paths, left):
+        ArchiveStore(urls[0]).write(path, b"abc")
+    later_ms = time.time_ns() // 1_000_000 + 2 * SURE_MS
+    for url in urls:
+        store = ArchiveStore(url)
+        assert store.url == f"{tmp_path}/archive"
+        assert [one.path for one in find_leftovers(store, listed, manifest_id=OWN, now_ms=later_ms).files] == [left]
+        assert files_at([*listed, *listing("s3://two", "a")], store.url) == listed
+
+
+def test_what_an_archive_that_moved_listed_stays(tmp_path: Path) -> None:
+    """It was copied to where newer files are written since."""
+    store = ArchiveStore(str(tmp_path))
+    old, new = (new_file(FOLDER, first_offset=n, manifest_id=OWN) for n in range(2))
+    for path in (old, new):
+        store.write(path, b"abc")
+    listed = [*listing("s3://bucket/before", old), *listing(store.url, new)]
+    later_ms = time.time_ns() // 1_000_000 + 2 * SURE_MS
+    assert find_leftovers(store, listed, manifest_id=OWN, now_ms=later_ms) == Leftovers()
 
 
 def test_an_object_store_is_a_place_as_well() -> None:

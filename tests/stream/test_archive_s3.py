@@ -12,6 +12,7 @@ import xxhash
 from stream.archive.errors import ArchiveError, FileDamaged
 from stream.archive.leftovers import SURE_MS, find_leftovers
 from stream.archive.manifest import FileRecord
+from stream.archive.place import new_file
 from stream.archive.store import ArchiveStore
 
 pytest.importorskip("s3fs", reason="s3fs is not installed")
@@ -36,17 +37,18 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_files_in_a_bucket(bucket: str) -> None:
     store = ArchiveStore(f"{bucket}/archive")
     data = os.urandom(12_000_000)
-    for name in ("listed", "left"):
-        store.write(f"events/t/00000/{name}.parquet", data)
-    places = {"path": "events/t/00000/listed.parquet", "topic": "t", "topic_id": "i", "partition": 0}
+    paths = [new_file("events/t/00000", first_offset=0, manifest_id="i" * 22) for _ in range(2)]
+    for path in paths:
+        store.write(path, data)
+    places = {"path": paths[0], "topic": "t", "topic_id": "i", "partition": 0}
     numbers = {"first_offset": 0, "next_offset": 1, "rows": 1, "bytes": len(data), "written_ms": 0}
     times = {"min_timestamp_ms": 0, "max_timestamp_ms": 0, "xxh3_128": xxhash.xxh3_128_hexdigest(data)}
-    listed = FileRecord(kind="events", url=store.url, **places, **numbers, **times)  # type: ignore[arg-type]
+    listed = FileRecord(kind="events", url="s3a://recd/archive/", **places, **numbers, **times)  # type: ignore[arg-type]
     assert store.read(listed) == data
     now_ms = time.time_ns() // 1_000_000
-    assert not find_leftovers(store, [listed], now_ms=now_ms)
-    (left,) = find_leftovers(store, [listed], now_ms=now_ms + 2 * SURE_MS)
-    assert (left.path, left.bytes) == ("events/t/00000/left.parquet", len(data))
+    assert not find_leftovers(store, [listed], manifest_id="i" * 22, now_ms=now_ms).files
+    (left,) = find_leftovers(store, [listed], manifest_id="i" * 22, now_ms=now_ms + 2 * SURE_MS).files
+    assert (left.path, left.bytes) == (paths[1], len(data))
     store.delete(left.path)
     store.delete(listed.path)
     with pytest.raises(FileDamaged, match="the manifest lists it, but it cannot be read"):
