@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from stream.config import Config
-from stream.kafka import Message, OffsetOutOfRange, Reader
+from stream.kafka import Message, OffsetOutOfRange, Reader, TransactionAborted
 from stream.records import Rejected
 
 POLL_MS = 100
@@ -17,7 +17,10 @@ SKIP_RECORDS = 500
 
 
 def with_originals(config: Config, partition: int, rejected: Sequence[Rejected]) -> list[Rejected]:
-    """Each with key, value and timestamp of its record; without them, and `detail` says so, where it is gone."""
+    """Each with key, value and timestamp of its record; without them, and `detail` says so, where it is gone.
+
+    Raises TransactionAborted where the broker gives nothing: the records are there, and are read when it is done again.
+    """
     messages: dict[int, Message] = {}
     offsets = sorted({one.offset for one in rejected})
     if offsets:
@@ -40,14 +43,24 @@ def _runs(offsets: Sequence[int]) -> list[list[int]]:
 
 
 def _read(reader: Reader, partition: int, run: Sequence[int]) -> Iterable[Message]:
-    """Those of the run that are still there."""
+    """Those of the run that are still there: what the broker says is out of its log, or was read past, is not."""
     wanted, quiet = set(run), 0
-    while quiet < QUIET_POLLS and (left := run[-1] + 1 - reader.positions()[partition]) > 0:
+    while (left := run[-1] + 1 - (position := reader.positions()[partition])) > 0:
         try:
             messages = reader.poll(max_messages=min(left, MAX_MESSAGES), timeout_ms=POLL_MS)
         except OffsetOutOfRange:
-            return
+            later = [offset for offset in run if offset > position]
+            if not later:
+                return
+            reader.seek(partition, later[0])
+            quiet = 0
+            continue
         quiet = 0 if messages else quiet + 1
+        if quiet == QUIET_POLLS:
+            raise TransactionAborted(
+                f"record {position} of partition {partition} was rejected and cannot be read again: the broker gave "
+                f"nothing for {QUIET_POLLS * POLL_MS} ms"
+            )
         yield from (message for message in messages if message.offset in wanted)
 
 

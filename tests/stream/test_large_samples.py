@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
@@ -11,9 +13,10 @@ import pytest
 
 from recd.embedded import EmbeddedKafka, EmbeddedRedis
 from stream.config import Config, ConfigError, KafkaConfig, load
-from stream.kafka import Message
+from stream.kafka import Message, TransactionAborted
 from stream.originals import with_originals
 from stream.records import Rejected
+from tests.stream.replays import delete_records
 from tests.stream.rig import START_MS, Rig
 
 LOG = {offset: Message("interactions", 2, offset, 1_000 + offset, b"k", b"v%d" % offset) for offset in range(10)}
@@ -91,3 +94,23 @@ def test_several_large_samples_of_one_session(rig: Rig) -> None:
     assert [(r.reason, r.offset) for r in rejects] == [("too_large", i) for i in range(9) if i % 3]
     assert [r.message.value for r in rejects] == [json.dumps(events[r.offset]).encode() for r in rejects]
     rig.check_exactly_once()
+
+
+@pytest.mark.kafka
+def test_a_silent_broker_is_not_a_record_that_is_gone(
+    rig: Rig, kafka: EmbeddedKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.publish([b"a", b"b"], partition=0)
+    asked = [Rejected(offset, -1, "too_large", "d", None, None) for offset in range(4)]
+    os.kill(kafka.pid, signal.SIGSTOP)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("stream.originals.QUIET_POLLS", 3)
+            with pytest.raises(TransactionAborted, match="the broker gave nothing"):
+                with_originals(rig.config, 0, asked[:2])
+    finally:
+        os.kill(kafka.pid, signal.SIGCONT)
+    assert [one.value for one in with_originals(rig.config, 0, asked[:2])] == [b"a", b"b"]
+    delete_records(rig, rig.config.topics.interactions)
+    rig.publish([b"c", b"d"], partition=0)
+    assert [one.value for one in with_originals(rig.config, 0, asked)] == [None, None, b"c", b"d"]
