@@ -39,7 +39,7 @@ COUNTERS = {
     "values_shipped": "Values written to the values topic.",
     "near_hits": "Fingerprints found in the worker's own memory.",
     "near_misses": "Fingerprints that Redis was asked for.",
-    "redis_errors": "Batches and commits that got no answer of Redis: their values stand inline.",
+    "redis_errors": "Cuts, of many batches each, and commits that got no answer of Redis: values stand inline.",
     "redis_wait_ms": "Milliseconds spent waiting for Redis; redis.max_wait_share bounds them.",
     "redis_refused": "Calls to Redis that were not made because it is silent or too slow.",
     "kafka_errors": "Passing troubles with the broker.",

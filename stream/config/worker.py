@@ -13,7 +13,7 @@ MIN_BATCH_BYTES = 64 * 1024
 
 
 class SessionConfig(Section, frozen=True):
-    """Event-time sessions. Changing any of these needs a journalled close-all (`recd control close`)."""
+    """Event-time sessions. Changing any of these needs a journalled close-all (`recd control stream close`)."""
 
     gap_ms: Positive = 1_800_000
     out_of_orderness_ms: NonNegative = 5_000
