@@ -14,6 +14,7 @@ import numpy as np
 
 from dedup_cache import compiled
 from dedup_cache.arrays import AnyArray, AnyInt, Bool, Float32, Int32, Int64, UInt64
+from dedup_cache.errors import RowError
 from dedup_cache.fingerprint import fingerprints
 from dedup_cache.ikjt import distinct
 from dedup_cache.jagged import Jagged, Rows
@@ -71,14 +72,25 @@ class Pool:
         """Rows `chosen` int64[U], each once; where not `inline` bool[U], an empty one stands.
 
         A list whose rows overlap in the pool stays slices: of neighbours that overlap each id is copied once. Any other
-        is made into slices as `slicing` says, see `slices`. IndexError where a slice does not lie in the pool.
+        is made into slices as `slicing` says, see `slices`. IndexError where a slice does not lie in the pool; RowError
+        where `chosen` does not, or where `slicing` or `inline` is not as long as it has to be.
         """
+        self._check(chosen, slicing, inline)
         dense = self.dense[chosen]
         if inline is not None:
             dense[~inline] = 0
         if compiled.ready():
             return Rows(dense, self._arranged(chosen, slicing, inline))
         return Rows(dense, self._plainly(chosen, slicing, inline))
+
+    def _check(self, chosen: Int64, slicing: Sequence[Slicing], inline: Bool | None) -> None:
+        """The kernels look at no bounds."""
+        if len(slicing) != len(self.names):
+            raise RowError(f"slicing: {len(slicing)} of them for {len(self.names)} lists")
+        if chosen.size and not 0 <= int(chosen.min()) <= int(chosen.max()) < self.num_rows:
+            raise RowError(f"chosen: rows {chosen.min()} to {chosen.max()} of a pool of {self.num_rows}")
+        if inline is not None and inline.shape != chosen.shape:
+            raise RowError(f"inline: {inline.shape[0]} flags for {chosen.shape[0]} rows")
 
     def _arranged(self, chosen: Int64, slicing: Sequence[Slicing], inline: Bool | None) -> dict[str, Jagged]:
         from dedup_cache.compiled import arrange as kernels

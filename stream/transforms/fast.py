@@ -99,7 +99,10 @@ def compare_ids(first: Jagged, second: Jagged, *, overlap_only: bool) -> AnyArra
 
 
 def _kernels(*columns: Jagged) -> Any:
-    """The module of kernels, which imports numba only where it is loaded anyway."""
+    """The module of kernels, which imports numba only where it is loaded anyway. They look at no bounds."""
+    for column in columns[1:]:
+        if column.num_rows != columns[0].num_rows:
+            raise RowError(f"columns of {columns[0].num_rows} and {column.num_rows} rows")
     if not compiled.ready():
         return None
     for column in columns:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dedup_cache import Held, Jagged, Pool, Rows, Slicing, compiled, deduplicate
+from dedup_cache import Held, Jagged, Pool, RowError, Rows, Slicing, compiled, deduplicate
 from dedup_cache.fingerprint import fingerprints
 from dedup_cache.slices import overlapped
 from stream.compiled import warm
@@ -126,3 +126,20 @@ def test_a_slice_beyond_the_pool_is_refused() -> None:
         pool = Pool.of([Rows(np.zeros((1, 0), np.float32), {"a": column})])
         with pytest.raises(IndexError):
             pool.take(np.array([0]), slicing=(Slicing.AUTO,))
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_what_does_not_fit_the_pool_is_named(ready: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    warm.compile_now()
+    monkeypatch.setattr(compiled, "ready", lambda: ready)
+    lists = {name: Jagged.from_rows([[1], [2, 3]]) for name in "ab"}
+    pool, both = Pool.of([Rows(np.zeros((2, 0), np.float32), lists)]), np.array([0, 1])
+    auto = (Slicing.AUTO, Slicing.AUTO)
+    for slicing in (auto[:1], (*auto, Slicing.AUTO)):
+        with pytest.raises(RowError, match=f"slicing: {len(slicing)} of them for 2 lists"):
+            pool.take(both, slicing=slicing)
+    for chosen in ([0, 2], [-1, 1]):
+        with pytest.raises(RowError, match=rf"chosen: rows {chosen[0]} to {chosen[1]} of a pool of 2"):
+            pool.take(np.array(chosen), slicing=auto)
+    with pytest.raises(RowError, match="inline: 1 flags for 2 rows"):
+        pool.take(both, slicing=auto, inline=np.ones(1, np.bool_))

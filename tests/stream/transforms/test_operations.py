@@ -203,6 +203,18 @@ def test_a_slice_outside_its_values_is_refused(parameters: dict[str, Any]) -> No
         chosen.run(*columns)
 
 
+@pytest.mark.parametrize("ready", [True, False])
+@pytest.mark.parametrize("parameters", [{"cartesian": {}}, *PAIRED], ids=str)
+def test_columns_of_other_numbers_of_rows_are_refused(
+    parameters: dict[str, Any], ready: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "ready", lambda: ready)
+    one, two = Jagged.from_rows([[1]]), Jagged.from_rows([[1], [2]])
+    for first, second in ((one, two), (two, one)):
+        with pytest.raises(RowError, match=f"columns of {first.num_rows} and {second.num_rows} rows"):
+            operation(**parameters).operation.run(first, second)
+
+
 YEARS = st.integers(-5_000_000_000, 5_000_000_000)
 
 
