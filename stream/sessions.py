@@ -313,6 +313,8 @@ class PartitionSessions:
 def session_of(sessions: OpenSessions, *, keys: Int64, times_ms: Int64) -> Int64:
     """int64[M]: the number of each event's session. Raises RestoreError where there is none."""
     num_sessions = sessions.keys.shape[0]
+    if not num_sessions and keys.shape[0]:
+        raise RestoreError(f"{keys.shape[0]} events are of no session")
     all_keys = np.concatenate([sessions.keys, keys])
     all_times = np.concatenate([sessions.starts_ms, times_ms])
     order = np.lexsort((np.arange(all_keys.size) >= num_sessions, all_times, all_keys))

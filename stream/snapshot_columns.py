@@ -7,11 +7,12 @@ not the worker. Letters in shapes: N values, U rows of lists.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 import numpy as np
 
-from dedup_cache import Jagged, Rows, distinct, fingerprints
+from dedup_cache import Jagged, RowError, Rows, distinct, fingerprints
 from dedup_cache.arrays import AnyArray, AnyInt, Bool, Int64
 
 WIDTHS = (1, 2, 4, 8)
@@ -23,8 +24,8 @@ SALT = b"snapshot"
 class _Packed(msgspec.Struct, frozen=True, array_like=True):
     """How one column of integers stands in its words."""
 
-    count: int
-    base: int
+    count: Annotated[int, msgspec.Meta(ge=0)]
+    base: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
     width: int
     sparse: bool
     """Only what differs from `base` stands there, behind a bit for each of the `count` values."""
@@ -96,10 +97,10 @@ class ColumnReader:
         if packed.width not in WIDTHS:
             raise ColumnError(f"{name}: integers of {packed.width} bytes")
         data = _bytes(self._arrays[name])
-        differs = np.ones(packed.count, np.bool_)
+        count = packed.count
         if packed.sparse:
             differs, data = _bits(name, data, packed.count)
-        count = int(np.count_nonzero(differs)) if packed.sparse else packed.count
+            count = int(np.count_nonzero(differs))
         if data.size < count * packed.width:
             raise ColumnError(f"{name}: {data.size} bytes for {count} integers of {packed.width}")
         found = data[: count * packed.width].view(_narrow(packed.width)).astype(np.int64)
@@ -119,7 +120,7 @@ class ColumnReader:
         lengths = self.integers(f"{name}.lengths")
         ends = np.cumsum(np.maximum(lengths, 0))
         data = self._arrays[f"{name}.bytes"].tobytes()
-        if lengths.size and int(ends[-1]) > len(data):
+        if lengths.size and (int(lengths.max()) > len(data) or int(ends[-1]) > len(data)):
             raise ColumnError(f"{name}: {len(data)} bytes, expected {ends[-1]}")
         begins = (ends - np.maximum(lengths, 0)).tolist()
         texts = np.empty(lengths.shape[0], object)
@@ -130,7 +131,13 @@ class ColumnReader:
     def lists(self, name: str) -> Jagged:
         """U rows; equal ones are the same slice."""
         inverse = self.integers(f"{name}.inverse")
-        rows = Jagged.from_lengths(self.integers(f"{name}.values"), self.integers(f"{name}.lengths"))
+        values, lengths = self.integers(f"{name}.values"), self.integers(f"{name}.lengths")
+        if lengths.size and int(lengths.max()) > values.shape[0]:  # their sum could go round
+            raise ColumnError(f"{name}: a list of {lengths.max()} ids among {values.shape[0]}")
+        try:
+            rows = Jagged.from_lengths(values, lengths)
+        except RowError as error:
+            raise ColumnError(f"{name}: {error}") from None
         if inverse.size and not 0 <= int(inverse.min()) <= int(inverse.max()) < rows.num_rows:
             raise ColumnError(f"{name}: rows {inverse.min()} to {inverse.max()} of {rows.num_rows}")
         return Jagged(rows.values, rows.starts[inverse], rows.lengths[inverse])

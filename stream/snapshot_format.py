@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from dedup_cache import BatchError
+from dedup_cache import BatchError, Jagged
 from dedup_cache.arrays import AnyArray, Bool, Int64
 from dedup_cache.jagged import concat_columns
 from dedup_cache.wire import CHECKSUM_AT, CHECKSUM_END, Wire, read, write
@@ -20,7 +20,7 @@ from stream.columns import ImpressionColumns
 from stream.events import EVENT, IMPRESSION, EventBlock
 from stream.pipeline import PipelineState
 from stream.sessions import OpenSessions
-from stream.snapshot_columns import ColumnReader, ColumnWriter
+from stream.snapshot_columns import ColumnError, ColumnReader, ColumnWriter
 
 FORMAT_VERSION = 2
 """Goes up when these columns change, or what decoding puts into them: older snapshots are then not used."""
@@ -87,6 +87,8 @@ def decode_head(blob: bytes) -> Head:
         position, watermark_ms, max_event_time_ms = reader.integers("facts").tolist()
         held = tuple(reader.flags(f"held.{i}") for i in range(len(segments)))
         sessions = OpenSessions(*(reader.integers(f"sessions.{name}") for name in OpenSessions.__slots__))
+        for name in OpenSessions.__slots__:
+            _check_rows(f"sessions.{name}", getattr(sessions, name), rows=sessions.keys.shape[0])
     except (msgspec.MsgspecError, KeyError, ValueError) as error:
         raise SnapshotError(f"head: {type(error).__name__}: {error}") from None
     return Head(PipelineState(position, watermark_ms, max_event_time_ms, sessions), segments, held)
@@ -128,22 +130,20 @@ def decode_events(blob: bytes, *, like: ImpressionColumns) -> EventBlock:
         keys = reader.integers("keys")
         rows = np.empty(keys.shape[0], EVENT)
         for name in EVENT.fields or ():
-            rows[name] = _read_vector(reader, f"row.{name}", EVENT[name])
+            rows[name] = _read_vector(reader, f"row.{name}", EVENT[name], rows=keys.shape[0])
         engagements = rows["kind"] != IMPRESSION
-        record_keys, values = np.empty(keys.shape[0], object), np.empty(keys.shape[0], object)
-        record_keys[engagements], values[engagements] = reader.texts("record_keys"), reader.texts("values")
         shown = keys.shape[0] - int(np.count_nonzero(engagements))
         return EventBlock(
             rows=rows,
             keys=keys,
-            record_keys=record_keys,
-            values=values,
+            record_keys=_read_texts(reader, "record_keys", engagements),
+            values=_read_texts(reader, "values", engagements),
             impressions=ImpressionColumns(
-                dense=_matrix(wire, "dense", like.dense),
+                dense=_matrix(wire, "dense", like.dense, rows=shown),
                 ids=_read_matrix(reader, "ids", like.ids, rows=shown),
                 has_id=_read_matrix(reader, "has_id", like.has_id, rows=shown),
-                lists=tuple(reader.lists(f"list.{i}") for i in range(len(like.lists))),
-                scores=_matrix(wire, "scores", like.scores),
+                lists=tuple(_read_lists(reader, f"list.{i}", rows=shown) for i in range(len(like.lists))),
+                scores=_matrix(wire, "scores", like.scores, rows=shown),
             ),
         )
     except (KeyError, ValueError) as error:
@@ -215,11 +215,18 @@ def _read(blob: bytes, kind: str) -> Wire:
     return wire
 
 
-def _matrix(wire: Wire, name: str, like: AnyArray) -> AnyArray:
+def _matrix(wire: Wire, name: str, like: AnyArray, *, rows: int) -> AnyArray:
     array = wire.arrays[name]
     if array.dtype != like.dtype or array.ndim != like.ndim or array.shape[1:] != like.shape[1:]:
         raise SnapshotError(f"{name}: {array.dtype}{array.shape}, the configuration makes {like.dtype}{like.shape}")
+    _check_rows(name, array, rows=rows)
     return array
+
+
+def _check_rows(name: str, array: AnyArray, *, rows: int) -> None:
+    """Kernels look at no bounds, and numpy would spread one value over all rows."""
+    if array.shape[0] != rows:
+        raise ColumnError(f"{name}: {array.shape[0]} rows, expected {rows}")
 
 
 def _shape(columns: ImpressionColumns) -> str:
@@ -235,13 +242,29 @@ def _write_vector(writer: ColumnWriter, name: str, vector: AnyArray) -> None:
         writer.integers(name, vector)
 
 
-def _read_vector(reader: ColumnReader, name: str, dtype: np.dtype[np.generic]) -> AnyArray:
-    return reader.flags(name) if dtype == np.bool_ else reader.integers(name)
+def _read_vector(reader: ColumnReader, name: str, dtype: np.dtype[np.generic], *, rows: int) -> AnyArray:
+    vector: AnyArray = reader.flags(name) if dtype == np.bool_ else reader.integers(name)
+    _check_rows(name, vector, rows=rows)
+    return vector
+
+
+def _read_texts(reader: ColumnReader, name: str, where: Bool) -> AnyArray:
+    """object[N], None where not `where` bool[N]."""
+    texts, found = np.empty(where.shape[0], object), reader.texts(name)
+    _check_rows(name, found, rows=int(np.count_nonzero(where)))
+    texts[where] = found
+    return texts
+
+
+def _read_lists(reader: ColumnReader, name: str, *, rows: int) -> Jagged:
+    column = reader.lists(name)
+    _check_rows(name, column.starts, rows=rows)
+    return column
 
 
 def _read_matrix(reader: ColumnReader, name: str, like: AnyArray, *, rows: int) -> AnyArray:
     """The columns of a matrix [rows, as many as `like`]."""
     matrix = np.empty((rows, like.shape[1]), like.dtype)
     for j in range(like.shape[1]):
-        matrix[:, j] = _read_vector(reader, f"{name}.{j}", like.dtype)
+        matrix[:, j] = _read_vector(reader, f"{name}.{j}", like.dtype, rows=rows)
     return matrix

@@ -10,9 +10,12 @@ from typing import Self
 import numpy as np
 import pytest
 
+from dedup_cache.wire import read, write
 from stream.events import IMPRESSION
 from stream.kafka import Message
 from stream.pipeline import PartitionPipeline, PipelineConfig
+from stream.sessions import OpenSessions, RestoreError
+from stream.snapshot_columns import ColumnWriter
 from stream.snapshot_format import (
     Head,
     SnapshotError,
@@ -202,6 +205,81 @@ def test_columns_of_another_configuration_are_refused() -> None:
         decode_events(blob, like=replace(like, dense=np.empty((0, 4), np.float32)))
     with pytest.raises(SnapshotError, match=r"2 lists, the configuration makes .* 3 lists"):
         decode_events(blob, like=replace(like, lists=(*like.lists, like.lists[0])))
+
+
+def with_columns(blob: bytes, **columns: list[int]) -> bytes:
+    """A blob as if these columns of integers had been written into it; its checksum is right."""
+    wire, writer = read(blob), ColumnWriter()
+    for name, values in columns.items():
+        writer.integers(name, np.array(values, np.int64))
+    layout = json.loads(wire.metadata["columns"]) | json.loads(writer.layout())
+    return write(wire.arrays | writer.arrays, wire.metadata | {"columns": json.dumps(layout)})
+
+
+def with_layout(blob: bytes, name: str, *packed: object) -> bytes:
+    """A blob that says this of how one column is packed; its checksum is right."""
+    wire = read(blob)
+    layout = json.loads(wire.metadata["columns"]) | {name: packed}
+    return write(wire.arrays, wire.metadata | {"columns": json.dumps(layout)})
+
+
+def a_pipeline() -> PartitionPipeline:
+    machine = PipelineMachine()
+    machine.clock_ms = 1_000
+    grow(machine, random.Random(1), count=30)
+    return machine.pipeline
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"list.0.lengths": [-1, 1]}, "list.0: lengths: a negative length"),
+        ({"list.0.values": [1, 2], "list.0.lengths": [1]}, "list.0: lengths: they add up to 1, but there are 2"),
+        ({"list.0.values": [1], "list.0.lengths": [2**62] * 4 + [1]}, r"list.0: a list of \d+ ids among 1"),
+        ({"list.0.values": [1], "list.0.lengths": [1], "list.0.inverse": [0]}, r"list.0: 1 rows, expected \d+"),
+        ({"ids.0": [7]}, r"ids.0: 1 rows, expected \d+"),
+        ({"row.kind": [0]}, r"row.kind: 1 rows, expected \d+"),
+        ({"values.lengths": [0]}, r"values: 1 rows, expected \d+"),
+        ({"values.lengths": [2**62] * 4}, r"values: \d+ bytes, expected"),
+    ],
+)
+def test_columns_that_do_not_fit_together_are_refused(columns: dict[str, list[int]], message: str) -> None:
+    """By an error after which the log is read, not by a kernel that reads memory that is not its own."""
+    pipeline = a_pipeline()
+    blob, like = encode_events(pipeline.held_events(pipeline.held_offsets())), pipeline.no_impressions()
+    decode_events(with_columns(blob), like=like)
+    with pytest.raises(SnapshotError, match=message):
+        decode_events(with_columns(blob, **columns), like=like)
+
+
+@pytest.mark.parametrize("packed", [(1 << 40, 0, 1, False), (1, 1 << 70, 1, False), (-1, 0, 1, True)])
+def test_a_layout_that_cannot_be_is_refused(packed: tuple[object, ...]) -> None:
+    pipeline = a_pipeline()
+    blob, like = encode_events(pipeline.held_events(pipeline.held_offsets())), pipeline.no_impressions()
+    with pytest.raises(SnapshotError, match=r"keys: \d+ bytes|layout: "):
+        decode_events(with_layout(blob, "keys", *packed), like=like)
+
+
+def test_fewer_rows_of_features_than_impressions_are_refused() -> None:
+    pipeline = a_pipeline()
+    wire = read(encode_events(pipeline.held_events(pipeline.held_offsets())))
+    for name in ("dense", "scores"):
+        blob = write(wire.arrays | {name: wire.arrays[name][:-1]}, wire.metadata)
+        with pytest.raises(SnapshotError, match=rf"{name}: \d+ rows, expected \d+"):
+            decode_events(blob, like=pipeline.no_impressions())
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_events_without_their_sessions_are_refused(ready: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream.pipeline.warm.ready", lambda: ready)
+    pipeline = a_pipeline()
+    events, head = pipeline.held_events(pipeline.held_offsets()), encode_head(Head(pipeline.state(), (), ()))
+    with pytest.raises(SnapshotError, match=r"sessions.lasts_ms: 1 rows, expected \d+"):
+        decode_head(with_columns(head, **{"sessions.lasts_ms": [1]}))
+    nothing: dict[str, list[int]] = {f"sessions.{name}": [] for name in OpenSessions.__slots__}
+    state = decode_head(with_columns(head, **nothing)).state
+    with pytest.raises(RestoreError, match=rf"{pipeline.open_events} events are of no session"):
+        PartitionPipeline.restore(PipelineConfig.of(CONFIG), partition=3, state=state, events=events)
 
 
 def test_a_short_log_is_cheaper_than_a_snapshot(topic: Topic) -> None:
