@@ -316,12 +316,17 @@ def doctor(config: Config, everything: bool) -> None:
 
 
 @config_command(cli)
-@click.option("--end", is_flag=True, help="End them as their coordinator decided; abort those that nobody knows.")
-def transactions(config: Config, end: bool) -> None:
+@click.option(
+    "--end", is_flag=True, help="End them as their coordinator decided; abort those whose producer nobody knows."
+)
+@click.option("--abort-unknown", is_flag=True, help="With --end: also abort those that may have been committed.")
+def transactions(config: Config, end: bool, abort_unknown: bool) -> None:
     """Transactions that a broker never ended, and behind which nobody reads on. Status 1 where one is left."""
     from recd.transactions import look_for_hanging
 
-    found = look_for_hanging(config, end=end)
+    if abort_unknown and not end:
+        raise click.UsageError("--abort-unknown goes with --end")
+    found = look_for_hanging(config, end=end, abort_unknown=abort_unknown)
     for line in found.lines:
         click.echo(line)
     sys.exit(EXIT_NOT_CLEAN if found.left else 0)

@@ -21,19 +21,19 @@ class Found:
     left: int
 
 
-def look_for_hanging(config: Config, *, end: bool) -> Found:
+def look_for_hanging(config: Config, *, end: bool, abort_unknown: bool = False) -> Found:
     """Look at every topic of the configuration; with `end`, end what hangs as its coordinator decided.
 
-    Raises KafkaError.
+    What may have been committed, for all that is known, is left alone unless `abort_unknown`. Raises KafkaError.
     """
     hanging, refused = _hanging(config)
     if not hanging:
         return Found((*refused, "no transaction hangs"), 0)
     if not end:
         return Found((*refused, *(one.message(config.kafka.bootstrap) for one in hanging)), len(hanging))
-    end_hanging(config.kafka, hanging)
+    end_hanging(config.kafka, [one for one in hanging if abort_unknown or not one.undecided])
     left = {_name(one) for one in _hanging(config)[0]}
-    lines = tuple(_line(one, ended=_name(one) not in left) for one in hanging)
+    lines = tuple(_line(one, ended=_name(one) not in left, bootstrap=config.kafka.bootstrap) for one in hanging)
     return Found((*refused, *lines), len(left))
 
 
@@ -56,7 +56,11 @@ def _name(one: Hanging) -> str:
     return f"{at.topic}[{at.partition}]: the transaction of producer {at.producer_id} from offset {at.start_offset} on"
 
 
-def _line(one: Hanging, *, ended: bool) -> str:
+def _line(one: Hanging, *, ended: bool, bootstrap: str) -> str:
+    if not ended:
+        return f"not ended: {one.message(bootstrap)}"
     outcome = "committed" if one.decision is Decision.COMMIT else "aborted"
-    known = "nobody knew it" if one.decision is Decision.UNKNOWN else "as its coordinator had decided"
-    return f"{_name(one)} {f'is {outcome} now, {known}' if ended else 'hangs still'}"
+    known = "as its coordinator had decided"
+    if one.decision is Decision.UNKNOWN:
+        known = "how it had ended was not known" if one.undecided else "nobody knew it"
+    return f"{_name(one)} is {outcome} now, {known}"

@@ -19,6 +19,7 @@ from stream.kafka.transaction_log import TRANSACTION_LOG, Decision, decision, ja
 from stream.kafka.wire import Known, OpenAt, Wire, wire
 
 OFFSETS_LOG = "__consumer_offsets"
+_TO_END = "To end it: `recd transactions --end"
 CONFIRMED_AFTER_S = 2.0
 """A coordinator that has just started may not have begun to load what it knows."""
 
@@ -42,17 +43,26 @@ class Hanging:
         ended = {
             Decision.COMMIT: "its coordinator committed it and never wrote the marker: to abort it would lose records",
             Decision.ABORT: "its coordinator aborted it and never wrote the marker",
-            Decision.UNKNOWN: "no coordinator knows it",
+            Decision.UNKNOWN: "its coordinator's log no longer says how it ended: to abort it loses records if it was "
+            "committed"
+            if self.undecided
+            else "no coordinator knows it",
         }[self.decision]
         kafkas = (
             f", or `kafka-transactions.sh --bootstrap-server {bootstrap} abort --topic {at.topic} --partition "
             f"{at.partition} --start-offset {at.start_offset}`"
         )
+        command = "To abort it all the same: `recd transactions --end --abort-unknown" if self.undecided else _TO_END
         return (
             f"{at.topic}[{at.partition}]: nobody reads past offset {at.start_offset}, where a transaction{name} is "
             f"open for ever (producer {at.producer_id}, epoch {at.producer_epoch}): {ended} (a defect of the broker, "
-            f"KAFKA-20734). To end it: `recd transactions --end`{'' if self.decision is Decision.COMMIT else kafkas}"
+            f"KAFKA-20734). {command}`{'' if self.decision is Decision.COMMIT else kafkas}"
         )
+
+    @property
+    def undecided(self) -> bool:
+        """Whether its id is known, but not how it ended: it may have been committed."""
+        return self.decision is Decision.UNKNOWN and bool(self.transactional_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +105,7 @@ def left_open(kafka: KafkaConfig, topics: Iterable[str], *, transactional_id: st
 
 
 def end_hanging(kafka: KafkaConfig, hanging: Iterable[Hanging]) -> None:
-    """End each as its coordinator decided; one that nobody knows is aborted. Raises KafkaError."""
+    """End each as its coordinator decided, abort those without a decision. Raises KafkaError."""
     asyncio.run(_end(kafka, list(hanging)))
 
 

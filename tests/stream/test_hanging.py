@@ -15,6 +15,8 @@ from stream.config import KafkaConfig
 from stream.kafka import Reader, create_topic, end_offsets
 from stream.kafka.hanging import Hanging, end_hanging, find_hanging, left_open
 from stream.kafka.transaction_log import (
+    COMPLETE_ABORT,
+    COMPLETE_COMMIT,
     ONGOING,
     PREPARE_ABORT,
     PREPARE_COMMIT,
@@ -74,7 +76,10 @@ def test_each_is_ended_as_its_coordinator_decided(trusting: EmbeddedKafka, topic
     assert left_open(config, [topic], transactional_id=name) == []
     producer.commit_transaction()
 
-    producer_id = log_of(config, name, since_ms=0)[-1].producer_id
+    log = log_of(config, name, since_ms=0)
+    producer_id = log[-1].producer_id
+    assert log[0].updated_ms <= log[-1].updated_ms > log[-1].started_ms > 0
+    assert log_of(config, name, since_ms=log[-1].updated_ms + 3_600_000) == log  # nothing from then on
     send_forged(trusting, topic, 0, identity=Identity(producer_id, 0, 1, name), value=b"unmarked")
     send_forged(trusting, topic, 2, identity=Identity(NOBODYS_ID), value=b"nobody's")
     mine, nobodys = sorted(find_hanging(config, places), key=lambda one: one.opened.partition)
@@ -108,9 +113,11 @@ def test_a_worker_refuses_to_make_visible_what_its_former_self_left(rig: Rig, tr
     assert not app.state["partitions"]
     arguments = ["transactions", "--config", str(rig.config_path)]
     shown = CliRunner().invoke(cli, arguments)
-    assert (shown.exit_code, shown.output.count("To end it: `recd transactions --end`")) == (1, 1)
-    ended = CliRunner().invoke(cli, [*arguments, "--end"])
-    assert (ended.exit_code, "is aborted now, nobody knew it" in ended.output) == (0, True)
+    assert (shown.exit_code, shown.output.count("`recd transactions --end --abort-unknown`")) == (1, 1), shown.output
+    refused = CliRunner().invoke(cli, [*arguments, "--end"])  # it may have been committed
+    assert (refused.exit_code, f"not ended: {topic}[1]" in refused.output) == (1, True)
+    ended = CliRunner().invoke(cli, [*arguments, "--end", "--abort-unknown"])
+    assert (ended.exit_code, "is aborted now, how it had ended was not known" in ended.output) == (0, True)
     app.wait(lambda state: state["ready"], "ready worker")
     rig.control("close")
     app.wait(lambda state: state["counters"]["samples"] > 0, "samples")
@@ -137,6 +144,10 @@ def entry(status: int, *, epoch: int = 3, place: str = "t", version: int = 0) ->
     return LogEntry("id", 7, epoch, status, frozenset({(place, 0)}), version)
 
 
+def completed(status: int, *, epoch: int = 3, version: int = 0, began_ms: int = 0) -> LogEntry:
+    return LogEntry("id", 7, epoch, status, frozenset(), version, began_ms, began_ms + 10)
+
+
 @pytest.mark.parametrize(
     ("entries", "expected"),
     [
@@ -150,6 +161,15 @@ def entry(status: int, *, epoch: int = 3, place: str = "t", version: int = 0) ->
         ([entry(PREPARE_ABORT, epoch=4)], Decision.ABORT),  # fenced by a timeout, which raises the epoch
         ([entry(PREPARE_COMMIT, version=2)], Decision.UNKNOWN),  # the end of the transaction before
         ([entry(PREPARE_COMMIT, version=2), entry(PREPARE_ABORT, epoch=4, version=2)], Decision.ABORT),
+        ([completed(COMPLETE_COMMIT)], Decision.COMMIT),  # all that compaction leaves
+        ([completed(COMPLETE_ABORT)], Decision.ABORT),
+        ([completed(COMPLETE_COMMIT), entry(ONGOING)], Decision.UNKNOWN),  # of the one before
+        ([entry(PREPARE_COMMIT), completed(COMPLETE_COMMIT), completed(COMPLETE_ABORT)], Decision.COMMIT),
+        ([completed(COMPLETE_COMMIT, epoch=2)], Decision.UNKNOWN),
+        ([completed(COMPLETE_COMMIT, epoch=4)], Decision.UNKNOWN),  # one of a later process
+        ([completed(COMPLETE_COMMIT, epoch=4, version=2)], Decision.COMMIT),
+        ([completed(COMPLETE_COMMIT, version=2)], Decision.UNKNOWN),
+        ([completed(COMPLETE_COMMIT, began_ms=3_600_000)], Decision.UNKNOWN),  # a later one of the same epoch
     ],
 )
 def test_the_last_decision_about_this_very_transaction_counts(entries: list[LogEntry], expected: Decision) -> None:
@@ -167,3 +187,11 @@ def test_what_was_committed_is_not_to_be_aborted() -> None:
     assert "batches[2]: nobody reads past offset 100" in message
     assert "'job-w1'" in message
     assert "to abort it would lose records" in message
+
+
+def test_what_may_have_been_committed_is_not_said_to_be_unknown_to_all() -> None:
+    opened = OpenAt("batches", 2, 7, 3, 0, 100, 0)
+    message = Hanging(opened, "job-w1", Decision.UNKNOWN).message("host:9092")
+    assert "loses records if it was committed" in message
+    assert "--abort-unknown" in message
+    assert "no coordinator knows it" in Hanging(opened, "", Decision.UNKNOWN).message("host:9092")
