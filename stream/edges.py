@@ -22,7 +22,7 @@ from stream.kafka import (
     topic_settings,
 )
 from stream.kafka.hanging import HangingTransaction, left_open
-from stream.kafka.wire import RequestRefused
+from stream.kafka.security import RequestRefused
 from stream.originals import with_originals
 from stream.takeover import Takeover, probe_every_ms
 from stream.topics import RECORD_OVERHEAD_BYTES
@@ -121,8 +121,11 @@ def _refuse_left_open(config: Config, transactional_id: str) -> None:
     """
     try:
         left = left_open(config.kafka, _outputs(config), transactional_id=transactional_id)
-    except RequestRefused as error:  # an old broker, or one that does not let everybody ask
-        logger.info("cannot look for hanging transactions", extra={"reason": str(error)})
+    except RequestRefused as error:  # an old broker, one that does not let everybody ask, or options not spoken here
+        logger.warning(
+            "not looked at: whether an earlier process with this id left a transaction open",
+            extra={"reason": str(error)},
+        )
         return
     if left:
         raise HangingTransaction("; ".join(one.message(config.kafka.bootstrap) for one in left))

@@ -5,6 +5,7 @@ The messages are those of KIP-664, over aiokafka's connections, which speak TLS 
 
 from __future__ import annotations
 
+import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -14,7 +15,6 @@ from typing import Any, Self
 
 import aiokafka.errors
 from aiokafka.conn import AIOKafkaConnection, create_conn
-from aiokafka.helpers import create_ssl_context
 from aiokafka.protocol.api import RequestHeader_v2, ResponseHeader_v1
 from aiokafka.protocol.types import (
     Boolean,
@@ -29,20 +29,12 @@ from aiokafka.protocol.types import (
 
 from stream.config import KafkaConfig
 from stream.kafka.admin import Address, Place
-from stream.kafka.errors import BrokerUnavailable, KafkaError
+from stream.kafka.errors import BrokerUnavailable
+from stream.kafka.security import RequestRefused, connection_security
 
 REQUEST_TIMEOUT_MS = 10_000
 NOT_COORDINATOR, UNKNOWN_ID = 16, 105
 NO_TAGS: dict[int, bytes] = {}
-_SECURITY = {"sasl.mechanism": "sasl_mechanism", "sasl.mechanisms": "sasl_mechanism"}
-_SECURITY |= {"sasl.username": "sasl_plain_username", "sasl.password": "sasl_plain_password"}
-_CERTIFICATES = {"ssl.ca.location": "cafile", "ssl.ca.pem": "cadata", "ssl.certificate.location": "certfile"}
-_CERTIFICATES |= {"ssl.key.location": "keyfile", "ssl.key.password": "password"}
-_MECHANISMS = ("", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
-
-
-class RequestRefused(KafkaError):
-    """The broker does not answer this request, or not to this user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +174,8 @@ class Wire:
     """Requests to brokers by their address; one connection each, kept until `close`. In one event loop."""
 
     def __init__(self, kafka: KafkaConfig) -> None:
-        self._security = _security(kafka.options)
+        self._security = connection_security(kafka.options)
+        self._is_secured = "ssl_context" in self._security
         self._open: dict[Address, AIOKafkaConnection] = {}
 
     async def producers(self, leader: Address, places: Iterable[Place]) -> list[OpenAt]:
@@ -242,6 +235,9 @@ class Wire:
                 connection = await create_conn(address.host, address.port, **timeout, **self._security)
                 self._open[address] = connection
             return await connection.send(question)
+        except (ssl.SSLError, ConnectionResetError, ConnectionAbortedError, ValueError, AssertionError) as error:
+            kind = RequestRefused if self._is_secured or not isinstance(error, OSError) else BrokerUnavailable
+            raise kind(f"the broker at {place} cannot be asked with these kafka.options: {error!r}") from None
         except (TimeoutError, OSError, aiokafka.errors.KafkaConnectionError) as error:
             raise BrokerUnavailable(f"the broker at {place} gives no answer ({error!r}); try again") from None
         except aiokafka.errors.KafkaError as error:
@@ -271,16 +267,3 @@ def _check(code: int, what: str, message: str = "") -> None:
         return
     text = f"asked for {what}, the broker says {error.__name__} ({code}) {message}".rstrip()
     raise (BrokerUnavailable if error.retriable else RequestRefused)(text)
-
-
-def _security(options: Mapping[str, Any]) -> dict[str, Any]:
-    """aiokafka's words for librdkafka's."""
-    chosen = {own: options[theirs] for theirs, own in _SECURITY.items() if theirs in options}
-    protocol = str(options.get("security.protocol", "plaintext")).upper()
-    mechanism = str(chosen.get("sasl_mechanism", ""))
-    if mechanism not in _MECHANISMS:
-        raise RequestRefused(f"who has a transaction open cannot be asked with sasl.mechanism {mechanism}")
-    if protocol.endswith("SSL"):
-        named = {own: options[theirs] for theirs, own in _CERTIFICATES.items() if theirs in options}
-        chosen["ssl_context"] = create_ssl_context(**named)
-    return {"security_protocol": protocol, **chosen}
