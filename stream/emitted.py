@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from dedup_cache import BatchError, wire
-from stream.config import Config
+from stream.config import Config, KafkaConfig
 from stream.kafka import Message, Reader, begin_offsets, end_offsets
 
 LOOK_BACK = 500
-"""Newest records of a partition of batches that are looked at; several source partitions may share it."""
+"""Newest records of a partition of batches that are looked at first; each further step takes twice as many."""
+POLL_MESSAGES = 20
+"""Batches are large, and only what they tell is kept."""
 POLL_MS = 100
 
 
@@ -31,27 +33,42 @@ def newest_batches(
 ) -> dict[int, Emitted]:
     """By source partition, what its newest batches tell; without those that have none. Raises KafkaError.
 
-    `on_wait` is called between polls and may raise to give up.
+    Source partitions share a partition of batches, so one may stand far behind the others: whoever is not found is
+    looked for back to the beginning. `on_wait` is called between polls and may raise to give up.
     """
-    kafka, topic, asked = config.kafka, config.topics.batches, set(partitions)
-    if not asked:
-        return {}
-    begins, ends = begin_offsets(kafka, topic), end_offsets(kafka, topic)
-    places = {partition % len(ends) for partition in asked}
-    first = {place: max(begins[place], ends[place] - LOOK_BACK) for place in places if begins[place] < ends[place]}
+    kafka, topic, left = config.kafka, config.topics.batches, set(partitions)
     found: dict[int, Emitted] = {}
-    if not first:
+    if not left:
         return found
-    with Reader(kafka, topic=topic, positions=first) as reader:
-        while not reader.at_end:
+    behind = end_offsets(kafka, topic)
+    count, step = len(behind), LOOK_BACK
+    while True:
+        begins = begin_offsets(kafka, topic)
+        places = {p % count for p in left}
+        spans = {p: (max(begins[p], behind[p] - step), behind[p]) for p in places if begins[p] < behind[p]}
+        if not spans:
+            return found
+        for message in _messages(kafka, topic, spans=spans, on_wait=on_wait):
+            reach = _reach(message, config.topics.interactions)
+            if reach is not None and reach[0] in left:
+                partition, offset, seq = reach
+                before = found.get(partition, Emitted(topic, 0, 0))
+                found[partition] = Emitted(topic, max(before.offset, offset), max(before.seq, seq))
+        left -= found.keys()
+        behind |= {place: start for place, (start, _) in spans.items()}
+        step *= 2
+
+
+def _messages(
+    kafka: KafkaConfig, topic: str, *, spans: Mapping[int, tuple[int, int]], on_wait: Callable[[], object]
+) -> Iterator[Message]:
+    """Committed records of some partitions from one offset on, before another."""
+    with Reader(kafka, topic=topic, positions={place: start for place, (start, _) in spans.items()}) as reader:
+        while any(reader.positions()[p] < end and p not in reader.ended for p, (_, end) in spans.items()):
             on_wait()
-            for message in reader.poll(max_messages=LOOK_BACK, timeout_ms=POLL_MS):
-                reach = _reach(message, config.topics.interactions)
-                if reach is not None and reach[0] in asked:
-                    partition, offset, seq = reach
-                    before = found.get(partition, Emitted(topic, 0, 0))
-                    found[partition] = Emitted(topic, max(before.offset, offset), max(before.seq, seq))
-    return found
+            for message in reader.poll(max_messages=POLL_MESSAGES, timeout_ms=POLL_MS):
+                if message.offset < spans[message.partition][1]:
+                    yield message
 
 
 def _reach(message: Message, source: str) -> tuple[int, int, int] | None:
