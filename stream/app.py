@@ -150,8 +150,9 @@ class Host:
 
     def _status(self) -> dict[str, Any]:
         view, counters = self._data_path.view, self._context.counters
-        hanging = self._stuck.messages
-        return status(view, worker=self._name, counters=counters, rates=self._rates, hanging=hanging)
+        shown = status(view, worker=self._name, counters=counters, rates=self._rates, hanging=self._stuck.messages)
+        refusal = self._stuck.refusal
+        return {**shown, "cannot_look": f"cannot look for hanging transactions: {refusal}" if refusal else ""}
 
     def _ready(self) -> bool:
         return self._control.ready and self._data_path.view.ready

@@ -17,11 +17,12 @@ from stream.kafka import (
     EndProbe,
     GroupConsumer,
     Rebalance,
+    TopicMissing,
     TransactionalWriter,
     partition_count,
     topic_settings,
 )
-from stream.kafka.hanging import HangingTransaction, left_open
+from stream.kafka.hanging import Hanging, HangingTransaction, left_open, offsets_place
 from stream.kafka.security import RequestRefused
 from stream.originals import with_originals
 from stream.takeover import Takeover, probe_every_ms
@@ -119,16 +120,31 @@ def _refuse_left_open(config: Config, transactional_id: str) -> None:
 
     Raises HangingTransaction.
     """
+    kafka, name = config.kafka, transactional_id
+    left = _looked_at(lambda: left_open(kafka, _outputs(config), transactional_id=name), what="the output topics")
+    left += _looked_at(partial(_left_in_offsets, config, name), what="the offsets of the group")
+    if left:
+        raise HangingTransaction("; ".join(one.message(config.kafka.bootstrap) for one in left))
+
+
+def _left_in_offsets(config: Config, transactional_id: str) -> list[Hanging]:
     try:
-        left = left_open(config.kafka, _outputs(config), transactional_id=transactional_id)
+        place = offsets_place(config.kafka, config.stream.group_id)
+    except TopicMissing:  # no group ever committed anything
+        return []
+    return left_open(config.kafka, [place[0]], transactional_id=transactional_id, only=place)
+
+
+def _looked_at(look: Callable[[], list[Hanging]], *, what: str) -> list[Hanging]:
+    """What it finds; nothing, and a warning, where it may not look."""
+    try:
+        return look()
     except RequestRefused as error:  # an old broker, one that does not let everybody ask, or options not spoken here
         logger.warning(
             "not looked at: whether an earlier process with this id left a transaction open",
-            extra={"reason": str(error)},
+            extra={"where": what, "reason": str(error)},
         )
-        return
-    if left:
-        raise HangingTransaction("; ".join(one.message(config.kafka.bootstrap) for one in left))
+        return []
 
 
 def _record_limits(config: Config) -> dict[str, int]:

@@ -12,9 +12,9 @@ from typing import Any
 from mode import Service
 
 from stream.config import Config
-from stream.kafka import KafkaError
+from stream.kafka import KafkaError, TopicMissing
 from stream.kafka.admin import Place
-from stream.kafka.hanging import Unread, find_hanging, offsets_place, unread
+from stream.kafka.hanging import OFFSETS_LOG, Unread, find_hanging, offsets_place, unread
 
 logger = logging.getLogger("stream.stuck")
 
@@ -38,9 +38,13 @@ class Standing:
     patience_ms: int
     _since_ms: dict[Unread, int] = field(default_factory=dict)
 
-    def look(self, now: Iterable[Unread], *, now_ms: int) -> list[Place]:
-        """Partitions that have stood still for longer than a transaction of ours may last."""
-        self._since_ms = {one: self._since_ms.get(one, now_ms) for one in now}
+    def look(self, now: Iterable[Unread], *, now_ms: int, unasked: str = "") -> list[Place]:
+        """Partitions that have stood still for longer than a transaction of ours may last.
+
+        Those of the topic `unasked`, which could not be asked now, count as they did.
+        """
+        kept = {one: since_ms for one, since_ms in self._since_ms.items() if one.place[0] == unasked}
+        self._since_ms = kept | {one: self._since_ms.get(one, now_ms) for one in now}
         return [one.place for one, since_ms in self._since_ms.items() if now_ms - since_ms > self.patience_ms]
 
 
@@ -52,10 +56,12 @@ class StuckWatch(Service):
         self._config = config
         self._standing = Standing(config.stream.transaction_timeout_ms + SLACK_MS)
         self._asked: tuple[int, list[Place]] = (0, [])
-        self._refused = ""
+        self._warned = ""
         self._ending = threading.Event()
         self.messages: tuple[str, ...] = ()
         """What an operator must know and do; empty while all is well."""
+        self.refusal = ""
+        """Why it cannot look everywhere at the moment, if so."""
 
     async def on_start(self) -> None:
         """Called by mode. The thread is a daemon: nobody waits for a broker's answer in order to end."""
@@ -77,7 +83,8 @@ class StuckWatch(Service):
     def look(self, *, now_ms: int) -> None:
         """One look, at a moment of the monotonic clock. Raises KafkaError."""
         kafka = self._config.kafka
-        places = self._standing.look(self._unread(), now_ms=now_ms)
+        now, refusal = self._unread()
+        places = self._standing.look(now, now_ms=now_ms, unasked=OFFSETS_LOG if refusal else "")
         asked_ms, before = self._asked
         if places and (places != before or now_ms - asked_ms > ASK_EVERY_MS):
             self._asked = (now_ms, places)
@@ -85,16 +92,19 @@ class StuckWatch(Service):
         elif not places:
             self._asked = (now_ms, [])
             self._say(())
+        self._note_refusal(refusal)
 
-    def _unread(self) -> list[Unread]:
+    def _unread(self) -> tuple[list[Unread], str]:
+        """And why the group's offsets could not be looked at, if so."""
         kafka = self._config.kafka
         found = unread(kafka, own_topics(self._config))
         try:
             place = offsets_place(kafka, self._config.stream.group_id)
-            return found + [one for one in unread(kafka, [place[0]]) if one.place == place]
+            return found + [one for one in unread(kafka, [place[0]]) if one.place == place], ""
+        except TopicMissing:  # no group ever committed anything
+            return found, ""
         except KafkaError as error:  # not everybody may look there
-            self._note_refusal(str(error))
-            return found
+            return found, str(error)
 
     def _say(self, messages: tuple[str, ...]) -> None:
         for message in messages:
@@ -105,7 +115,8 @@ class StuckWatch(Service):
         self.messages = messages
 
     def _note_refusal(self, reason: str) -> None:
-        """Once each: it cannot look, which says nothing about transactions."""
-        if reason != self._refused:
-            logger.info("cannot look for hanging transactions", extra={"reason": reason})
-        self._refused = reason
+        """In the log once each: it cannot look, which says nothing about transactions."""
+        self.refusal = reason
+        if reason and reason != self._warned:
+            logger.warning("cannot look for hanging transactions", extra={"reason": reason})
+            self._warned = reason

@@ -98,9 +98,14 @@ def find_hanging(kafka: KafkaConfig, places: Iterable[Place]) -> list[Hanging]:
     return _decided(kafka, [(opened, name) for opened, name in found if _identity(opened) in again])
 
 
-def left_open(kafka: KafkaConfig, topics: Iterable[str], *, transactional_id: str) -> list[Hanging]:
-    """Those of one id whose producer was just initialised: nothing of it may be open. Raises KafkaError."""
-    opened = asyncio.run(_open_of(kafka, set(topics), transactional_id))
+def left_open(
+    kafka: KafkaConfig, topics: Iterable[str], *, transactional_id: str, only: Place | None = None
+) -> list[Hanging]:
+    """Those of one id whose producer was just initialised: nothing of it may be open. Raises KafkaError.
+
+    In every partition of the topics, or in one.
+    """
+    opened = asyncio.run(_open_of(kafka, set(topics), transactional_id, only))
     return _decided(kafka, [(one, transactional_id) for one in opened])
 
 
@@ -125,14 +130,13 @@ async def _unknown_to_coordinators(kafka: KafkaConfig, places: list[Place]) -> l
     ]
 
 
-async def _open_of(kafka: KafkaConfig, topics: set[str], transactional_id: str) -> list[OpenAt]:
+async def _open_of(kafka: KafkaConfig, topics: set[str], transactional_id: str, only: Place | None) -> list[OpenAt]:
     cluster = cluster_of(kafka, topics)
     async with wire(kafka) as asked:
         known = [k for broker in cluster.brokers for k in await asked.transactions(broker, [transactional_id])]
         producers = {k.producer_id for k in known if not k.places}
-        return [
-            opened for opened in await _producers(asked, cluster, cluster.leaders) if opened.producer_id in producers
-        ]
+        places = cluster.leaders if only is None else [only]
+        return [opened for opened in await _producers(asked, cluster, places) if opened.producer_id in producers]
 
 
 async def _transactions(asked: Wire, broker: Address, opened: Iterable[OpenAt]) -> list[Known]:

@@ -13,7 +13,7 @@ from recd.cli import cli
 from recd.embedded import EmbeddedKafka, EmbeddedRedis
 from stream.config import KafkaConfig
 from stream.kafka import Reader, create_topic, end_offsets
-from stream.kafka.hanging import Hanging, end_hanging, find_hanging, left_open
+from stream.kafka.hanging import OFFSETS_LOG, Hanging, Unread, end_hanging, find_hanging, left_open
 from stream.kafka.transaction_log import (
     COMPLETE_ABORT,
     COMPLETE_COMMIT,
@@ -27,7 +27,7 @@ from stream.kafka.transaction_log import (
     log_of,
 )
 from stream.kafka.wire import OpenAt
-from stream.stuck import StuckWatch
+from stream.stuck import Standing, StuckWatch
 from tests.stream.forged import Identity, send_forged, trust_producers
 from tests.stream.rig import Rig, traffic
 
@@ -86,6 +86,7 @@ def test_each_is_ended_as_its_coordinator_decided(trusting: EmbeddedKafka, topic
     assert (mine.opened.place, mine.transactional_id, mine.decision) == ((topic, 0), name, Decision.COMMIT)
     assert (nobodys.opened.place, nobodys.transactional_id, nobodys.decision) == ((topic, 2), "", Decision.UNKNOWN)
     assert left_open(config, [topic], transactional_id=name) == [mine]
+    assert [left_open(config, [topic], transactional_id=name, only=place) for place in places] == [[mine], [], []]
     assert "kafka-transactions.sh" not in mine.message("host")  # that would abort what was committed
     abort = f"--bootstrap-server host abort --topic {topic} --partition 2 --start-offset {nobodys.opened.start_offset}`"
     assert abort in nobodys.message("host")
@@ -174,6 +175,15 @@ def completed(status: int, *, epoch: int = 3, version: int = 0, began_ms: int = 
 )
 def test_the_last_decision_about_this_very_transaction_counts(entries: list[LogEntry], expected: Decision) -> None:
     assert decision(OpenAt("t", 0, 7, 3, 0, 100, 0), entries) is expected
+
+
+def test_a_place_that_could_not_be_asked_stands_as_it_did() -> None:
+    standing, offsets, own = Standing(1_000), Unread((OFFSETS_LOG, 4), 7), Unread(("batches", 0), 3)
+    assert standing.look([offsets, own], now_ms=0) == []
+    assert standing.look([], now_ms=900, unasked=OFFSETS_LOG) == []
+    assert standing.look([offsets], now_ms=1_100) == [offsets.place]
+    assert standing.look([], now_ms=1_200, unasked=OFFSETS_LOG) == [offsets.place]
+    assert standing.look([], now_ms=1_300) == []
 
 
 def test_ids_are_where_java_puts_them() -> None:
