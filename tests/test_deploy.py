@@ -246,7 +246,7 @@ def test_kernels_are_read_from_a_folder_that_cannot_be_written(tmp_path: Path) -
     locator = "NUMBA_CACHE_LOCATOR_CLASSES"
     given = environment(stages(ROOT / "deploy" / "Dockerfile.stream")[1])[locator]
     program = "from stream.compiled import sample; from dedup_cache.compiled.rows import copy_slices as kernel;"
-    program += "print(kernel._cache.cache_path, sample.is_cached())"
+    program += "print(kernel._dispatcher._cache.cache_path, sample.is_cached())"
     for env, path in ((own | {locator: given}, tmp_path), (own, ROOT)):
         command = [*WITHOUT_PRIVILEGE, sys.executable, "-c", program]
         answer = subprocess.run(

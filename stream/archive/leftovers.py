@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from stream.archive.manifest import FileRecord
-from stream.archive.place import manifest_of, spellings
+from stream.archive.place import in_name, manifest_of, spellings
 from stream.archive.store import ArchiveStore
 
 SURE_MS = 86_400_000
@@ -45,7 +45,7 @@ def find_leftovers(store: ArchiveStore, listed: Sequence[FileRecord], *, manifes
     known = {record.path for record in listed}
     found = Leftovers()
     for file in (file for folder in sorted(folders) for file in store.files(folder) if file.path not in known):
-        if manifest_of(file.path) != manifest_id:
+        if manifest_of(file.path) != in_name(manifest_id):
             found.of_another += 1
         elif (modified_ms := store.modified_ms(file)) <= now_ms - SURE_MS:
             found.files.append(Leftover(file.path, file.bytes, modified_ms))

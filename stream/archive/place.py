@@ -48,11 +48,16 @@ def protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
 
 def new_file(folder: str, *, first_offset: int, manifest_id: str) -> str:
     """A path that was never used, and that says which manifest will list it: by the id of the manifest's topic."""
-    return f"{folder}/{first_offset:020d}-{manifest_id}-{uuid.uuid4().hex}.parquet"
+    return f"{folder}/{first_offset:020d}-{in_name(manifest_id)}-{uuid.uuid4().hex}.parquet"
+
+
+def in_name(manifest_id: str) -> str:
+    """A topic's id as it stands in a file's name: the client says it in base64 with `+` and `/`."""
+    return manifest_id.replace("+", "-").replace("/", "_")
 
 
 def manifest_of(path: str) -> str | None:
-    """The id of the manifest's topic; None where the name does not say."""
+    """The id of the manifest's topic, `in_name`; None where the name does not say."""
     found = _NAME.fullmatch(path.rpartition("/")[2])
     return found[1] if found and found[1] != NO_ID else None
 

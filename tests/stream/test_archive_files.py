@@ -91,7 +91,7 @@ def test_an_archive_that_moved_is_found_unless_there_are_several() -> None:
         files_at([file("s3://one"), file("s3://two")], "s3://moved")
 
 
-OWN, OTHER = "o" * 21 + "-", "x" * 22
+OWN, OTHER = "+/" + "o" * 20, "x" * 22
 FOLDER = "events/t/00000"
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def snapshot(step: int, *, shards: list[TableShard] | None = None) -> Snapshot:
 
 @pytest.fixture(params=["folder", "bucket"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "versions") if request.param == "folder" else f"memory://{tmp_path}"
+    return str(tmp_path / "versions") if request.param == "folder" else f"memory://{uuid.uuid4().hex}"
 
 
 def test_what_was_published_comes_back(url: str) -> None:
