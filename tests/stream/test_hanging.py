@@ -29,7 +29,7 @@ from stream.kafka.transaction_log import (
 from stream.kafka.wire import OpenAt
 from stream.stuck import Standing, StuckWatch
 from tests.stream.forged import Identity, send_forged, trust_producers
-from tests.stream.rig import Rig, traffic
+from tests.stream.rig import Rig, traffic, wait_until
 
 NOBODYS_ID = 999_999
 
@@ -76,6 +76,7 @@ def test_each_is_ended_as_its_coordinator_decided(trusting: EmbeddedKafka, topic
     assert left_open(config, [topic], transactional_id=name) == []
     producer.commit_transaction()
 
+    wait_until(lambda: [e.status for e in log_of(config, name, since_ms=0)][-1:] == [COMPLETE_COMMIT], "its last entry")
     log = log_of(config, name, since_ms=0)
     producer_id = log[-1].producer_id
     assert log[0].updated_ms <= log[-1].updated_ms > log[-1].started_ms > 0
