@@ -128,6 +128,7 @@ def test_a_worker_refuses_to_make_visible_what_its_former_self_left(rig: Rig, tr
 
 @pytest.mark.kafka
 def test_it_is_named_once_it_has_stood_still_too_long(rig: Rig, trusting: EmbeddedKafka) -> None:
+    transactional(trusting.bootstrap, f"{rig.prefix}first").abort_transaction()
     watch = StuckWatch(rig.config)
     send_forged(trusting, rig.config.topics.journal, 0, identity=Identity(NOBODYS_ID + 1), value=b"{}")
     watch.look(now_ms=0)
