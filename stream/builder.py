@@ -265,26 +265,22 @@ def slice_samples(block: SampleBlock, start: int, stop: int) -> SampleBlock:
     """Samples [start, stop), as views."""
     if start == 0 and stop >= block.num_samples:
         return block
-    part = slice(start, stop)
-    return SampleBlock(
-        offsets=block.offsets[part],
-        event_times_ms=block.event_times_ms[part],
-        append_times_ms=block.append_times_ms[part],
-        labels=block.labels[part],
-        weights=block.weights[part],
-        scores=block.scores[part],
-        groups={name: rows.slice(start, stop) for name, rows in block.groups.items()},
-    )
+    groups = {name: rows.slice(start, stop) for name, rows in block.groups.items()}
+    return _picked(block, slice(start, stop), groups)
 
 
 def take_samples(block: SampleBlock, indices: Int64) -> SampleBlock:
     """Samples `indices`, in that order."""
+    return _picked(block, indices, {name: rows.select(indices) for name, rows in block.groups.items()})
+
+
+def _picked(block: SampleBlock, places: slice | Int64, groups: dict[str, Rows]) -> SampleBlock:
     return SampleBlock(
-        offsets=block.offsets[indices],
-        event_times_ms=block.event_times_ms[indices],
-        append_times_ms=block.append_times_ms[indices],
-        labels=block.labels[indices],
-        weights=block.weights[indices],
-        scores=block.scores[indices],
-        groups={name: rows.select(indices) for name, rows in block.groups.items()},
+        offsets=block.offsets[places],
+        event_times_ms=block.event_times_ms[places],
+        append_times_ms=block.append_times_ms[places],
+        labels=block.labels[places],
+        weights=block.weights[places],
+        scores=block.scores[places],
+        groups=groups,
     )

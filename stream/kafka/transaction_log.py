@@ -10,7 +10,6 @@ from aiokafka.protocol.types import Array, CompactArray, CompactString, Int8, In
 
 from stream.config import KafkaConfig
 from stream.kafka.admin import Place, begin_offsets, end_offsets, offsets_at
-from stream.kafka.errors import TopicMissing
 from stream.kafka.reader import Reader
 from stream.kafka.wire import OpenAt
 
@@ -101,12 +100,9 @@ def decision(opened: OpenAt, entries: list[LogEntry]) -> Decision:
 def log_of(kafka: KafkaConfig, transactional_id: str, *, since_ms: int) -> list[LogEntry]:
     """The coordinator's entries about an id, from a moment before `since_ms` on; all, if there are none from then on.
 
-    None where the broker never had a transaction. Raises KafkaError.
+    Raises KafkaError.
     """
-    try:
-        starts = offsets_at(kafka, TRANSACTION_LOG, time_ms=max(0, since_ms - SLACK_MS))
-    except TopicMissing:
-        return []
+    starts = offsets_at(kafka, TRANSACTION_LOG, time_ms=max(0, since_ms - SLACK_MS))
     partition = java_partition(transactional_id, partitions=len(starts))
     if entries := _entries(kafka, transactional_id, partition=partition, start=starts[partition]):
         return entries
