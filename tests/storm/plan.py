@@ -58,6 +58,9 @@ class Blow:
     """Only after every partition committed something since the blow before."""
 
 
+A_KILL = Blow(Kind.KILL, victim=0.0, point="", count=1, delay_ms=0.0, pause_s=0.0, calm=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Phase:
     """So many workers, and what happens to them."""
@@ -78,6 +81,11 @@ class Round:
     def name(self) -> str:
         """For people."""
         return f"{self.protocol}/{'static' if self.static else 'dynamic'}"
+
+    @property
+    def kills(self) -> int:
+        """How many workers its blows kill, where each victim is there."""
+        return sum(blow.kind.kills for phase in self.phases for blow in phase.blows)
 
 
 def plan(*, seed: int, kills: int) -> list[Round]:

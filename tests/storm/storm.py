@@ -22,7 +22,7 @@ from recd.presets import preset_path
 from stream.kafka import end_offsets
 from tests.storm.crew import Crew, CrewError, StormWorker, killed
 from tests.storm.journal_watch import JournalWatch, now_ms
-from tests.storm.plan import Blow, Kind, Round
+from tests.storm.plan import A_KILL, Blow, Kind, Round
 from tests.storm.recoveries import logged, medians, steps
 from tests.storm.worker import Order
 from tests.stream.rig import ROOT, Rig, drained
@@ -83,7 +83,7 @@ class Storm:
         self._began_s = time.monotonic()
         self._say = say
         self._logs: set[str] = set()
-        self._struck_ms = 0
+        self._struck_ms = self._due = 0
         self.tally = Tally(seed)
 
     def run(self, rounds: Sequence[Round]) -> Tally:
@@ -124,13 +124,24 @@ class Storm:
                 if blow.calm:
                     self._crew.wait(self._all_is_well, "commit of every partition")
                 time.sleep(blow.pause_s)
-                self._strike(blow)
-                self._crew.fill()
-                self._struck_ms = now_ms()
+                self._hit(blow)
+        self._make_up(round_)
         if last:
             self._settle()
         self._crew.stop()
         self._logs |= self._crew.names
+
+    def _hit(self, blow: Blow) -> None:
+        self._strike(blow)
+        self._crew.fill()
+        self._struck_ms = now_ms()
+
+    def _make_up(self, round_: Round) -> None:
+        """A kill at any moment for each victim that was gone, or never came to its point."""
+        self._due += round_.kills
+        while self.tally.kills < self._due:
+            self._crew.wait(self._all_is_well, "commit of every partition")
+            self._hit(A_KILL)
 
     def _all_is_well(self) -> bool:
         partitions = self._rig.config.topics.partitions

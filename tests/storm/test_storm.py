@@ -17,7 +17,7 @@ def test_a_plan_kills_as_often_as_it_was_told_and_the_same_way_each_time() -> No
     for kills in (0, 7, 100):
         rounds = plan(seed=3, kills=kills)
         blows = [blow for round_ in rounds for phase in round_.phases for blow in phase.blows]
-        assert sum(blow.kind.kills for blow in blows) == kills
+        assert sum(round_.kills for round_ in rounds) == kills
         assert rounds == plan(seed=3, kills=kills)
     assert {blow.kind for blow in blows} == set(Kind)
     assert plan(seed=3, kills=100) != plan(seed=4, kills=100)
@@ -48,7 +48,7 @@ def test_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
     said: list[str] = []
     tally = Storm(tmp_path, seed=0, say=said.append).run(short_plan(seed=0))
     assert tally.clean, "\n".join(said)
-    assert tally.kills >= 3
+    assert tally.kills >= 4
     assert tally.zombies == tally.fenced == tally.broker_restarts == tally.redis_losses == 1
     assert tally.samples > 0
     assert tally.recovery_ms["max"] is not None
