@@ -50,6 +50,7 @@ def test_the_printed_configuration_is_the_one_in_force(tmp_path: Path) -> None:
         ("labels=[{name: a, engagements: [buy]}]", "not one of events.engagements"),
         ("stream.static_member=true", "set worker_id - at $.stream.static_member"),
         ("trainer.model.tables={nobody: {rows: 3}}", "no id feature has this name"),
+        ("trainer.model.label_weights={nobody: 3}", "no label has this name, there are click"),
     ],
 )
 def test_a_bad_key_is_refused_with_its_path(override: str, message: str) -> None:

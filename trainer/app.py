@@ -37,7 +37,7 @@ from trainer.lookup import KeyOrderError
 from trainer.loop import NonFiniteLoss, OtherRankFailed, StepRules, TrainingLoop
 from trainer.meeting import STOPS, ends_when_told
 from trainer.model import GroupedDLRM
-from trainer.orders import Orders
+from trainer.orders import Orders, StandingOrders
 from trainer.progress import TrainingState
 from trainer.ranks import Ranks, join, leave
 from trainer.resolver import Resolver, ValuesLog
@@ -128,12 +128,13 @@ def _train(config: Config, *, board: Board, stop: threading.Event, hook: Hook) -
         keeper.restore()
         feed = _feed(rank, trained=trained, begins=begins)
         closing.callback(feed.close)
-        orders = None
+        orders = standing = None
         if rank.ranks.rank == 0:
             orders = Orders(config.kafka, topic=config.topics.control)
             closing.callback(orders.close)
+            standing = StandingOrders(cuts_folder(config.trainer.checkpoint_url))
         dummy = dummy_batch(_specs(config), num_labels=len(config.labels))
-        schedule = Schedule(config.trainer, orders=orders)
+        schedule = Schedule(config.trainer, orders=orders, standing=standing)
         rules = StepRules(dummy, config.batch.max_samples, label_weights=_label_weights(config))
         loop = TrainingLoop(trained, feed=feed, keeper=keeper, board=board, schedule=schedule, rules=rules, stop=stop)
         board.say("training")
@@ -212,11 +213,8 @@ def _wait_for_topic(config: Config, *, board: Board, stop: threading.Event) -> t
 
 
 def _label_weights(config: Config) -> torch.Tensor:
-    given, names = config.trainer.model.label_weights, [label.name for label in config.labels]
-    unknown = sorted(given.keys() - set(names))
-    if unknown:
-        raise ConfigError(f"'{unknown[0]}' is no label ({', '.join(names)}) - at $.trainer.model.label_weights")
-    return torch.tensor([given.get(name, 1.0) for name in names])
+    given = config.trainer.model.label_weights
+    return torch.tensor([given.get(label.name, 1.0) for label in config.labels])
 
 
 def _specs(config: Config) -> dict[str, GroupSpec]:

@@ -15,8 +15,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
@@ -26,7 +24,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from trainer import cut_files, durable
-from trainer.cut_files import CURRENT, RECORD, TEMPORARY, Current, CutError, CutRecord, DamagedCut
+from trainer.cut_files import CURRENT, RECORD, TEMPORARY, Current, CutError, CutRecord, DamagedCut, cuts_folder
 from trainer.folder_lock import FolderLock, FolderTaken
 from trainer.ranks import Ranks
 
@@ -239,14 +237,6 @@ class CutStore:
             load_tensors(dict(tensors), storage_reader=reader, process_group=self._ranks.control)
         except (CheckpointException, OSError, RuntimeError) as failure:
             raise CutError(f"{folder.name}: tensors cannot be read: {_reason(failure)}") from None
-
-
-def cuts_folder(url: str) -> Path:
-    """Where the cuts of a checkpoint_url stand; CutError where that is no folder."""
-    filesystem, path = url_to_fs(url)
-    if not isinstance(filesystem, LocalFileSystem):
-        raise CutError(f"{url}: cuts are written to a folder only - at $.trainer.checkpoint_url")
-    return Path(path)
 
 
 def _arrays_file(folder: Path, rank: int) -> Path:

@@ -10,8 +10,10 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 import xxhash
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
-from trainer.durable import sync_folder, write_through
+from trainer.durable import replace_file, sync_folder, write_through
 
 CURRENT = "current.json"
 RECORD = "cut.json"
@@ -92,6 +94,14 @@ def decode(data: bytes, kind: type[T], *, what: str) -> T:
         raise DamagedCut(f"{what}: {str(error).replace('`', '')}") from None
 
 
+def cuts_folder(url: str) -> Path:
+    """Where the cuts of a checkpoint_url stand; CutError where that is no folder."""
+    filesystem, path = url_to_fs(url)
+    if not isinstance(filesystem, LocalFileSystem):
+        raise CutError(f"{url}: cuts are written to a folder only - at $.trainer.checkpoint_url")
+    return Path(path)
+
+
 def cut_name(number: int) -> str:
     """Folder of a cut; numbers grow and are not used twice."""
     return f"cut-{number:010d}"
@@ -137,10 +147,7 @@ def verify(folder: Path) -> None:
 
 def replace_current(root: Path, name: str) -> None:
     """Put a cut in force: one rename."""
-    temporary = root / f"{TEMPORARY}{CURRENT}"
-    write_through(temporary, msgspec.json.encode(Current(name)))
-    temporary.replace(root / CURRENT)
-    sync_folder(root)
+    replace_file(root / CURRENT, msgspec.json.encode(Current(name)))
 
 
 def remove(folder: Path) -> None:

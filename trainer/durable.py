@@ -21,3 +21,11 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write or replace a file: after a crash it has its old bytes or the new ones."""
+    temporary = path.with_name(f".writing-{path.name}")
+    write_through(temporary, data)
+    temporary.replace(path)
+    sync_folder(path.parent)

@@ -94,6 +94,8 @@ class TrainingLoop:
         self._label_weights = rules.label_weights.to(self._ranks.device)
         self._stop = stop
         self._failure: Exception | None = None
+        self._spoiled = 0
+        """Ranks whose loss was not finite in the last step."""
         self._paused = False
         self._was_dummy = False
         self._uncut = False
@@ -104,19 +106,19 @@ class TrainingLoop:
         self._own_counters = dict.fromkeys(("batches", "dummy_steps", "non_finite_dense"), 0)
 
     def run(self) -> None:
-        """Train. Raises FeedError, KafkaError (what was trained is kept), NonFiniteLoss, CutError (the last failed)."""
+        """Train. Raises FeedError, KafkaError, NonFiniteLoss (what was trained is kept), CutError (the last failed)."""
         while True:
             fed = self._fetch()
             agreed = self._agree(fed)
             if agreed.ranks_with_data:
                 self._step(fed, agreed)
-            if agreed.stop or agreed.failed:
+            if agreed.stop or agreed.failed or self._spoiled:
                 break
             self._obey(agreed)
         self._finish()
         if self._failure is not None:
             raise self._failure
-        if agreed.failed:
+        if agreed.failed or self._spoiled:
             raise OtherRankFailed(f"rank {self._ranks.rank} stops: another rank cannot go on")
 
     def _fetch(self) -> FedBatch | None:
@@ -166,8 +168,10 @@ class TrainingLoop:
             logits = trained.model(batch)
             losses = binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
             loss = (losses * batch.weights[:, None] * self._label_weights).sum()
+            if not self._agree_to_learn(fed, loss):
+                return
             if fed is not None and real:
-                sums = self._judge(fed, logits, loss)
+                sums = self._judge(fed, logits)
             trained.model.update(loss / self._full_batch)
         trained.state.step += 1
         self._uncut = self._unpublished = True
@@ -176,23 +180,30 @@ class TrainingLoop:
         else:
             self._record(fed, sums)
 
-    def _judge(self, fed: FedBatch, logits: torch.Tensor, loss: torch.Tensor) -> np.ndarray:
-        """Progressive evaluation; NonFiniteLoss before anything is learned from a batch that has none."""
+    def _agree_to_learn(self, fed: FedBatch | None, loss: torch.Tensor) -> bool:
+        """Whether every rank's loss is finite. If not, nobody learns from this step, and all stop after it."""
+        value = float(loss.detach())
+        if fed is not None and fed.num_samples:
+            weight = float(fed.tensors.weights.sum(dtype=torch.float64)) or 1.0
+            self._loss, self._loss_samples = value / weight, fed.num_samples
+        finite = math.isfinite(value)
+        if not finite:
+            place = f"the loss of batch {fed.partition}@{fed.offset}" if fed else "the loss of a step without data"
+            self._failure = NonFiniteLoss(
+                f"{place} is {value}: look at the batch, or go back to an older cut; nothing was learned from it"
+            )
+        (self._spoiled,) = self._ranks.sums([not finite])
+        return not self._spoiled
+
+    def _judge(self, fed: FedBatch, logits: torch.Tensor) -> np.ndarray:
+        """Progressive evaluation: what the model said before it learns."""
         batch = fed.tensors
-        weight = float(batch.weights.sum(dtype=torch.float64)) or 1.0
-        self._loss, self._loss_samples = float(loss.detach()) / weight, fed.num_samples
-        sums = self._trained.evaluation.add(
+        return self._trained.evaluation.add(
             torch.sigmoid(logits.detach()).cpu().numpy(),
             labels=batch.labels.numpy(),
             weights=batch.weights.numpy(),
             scores=batch.scores.numpy(),
         )
-        if not math.isfinite(self._loss):
-            raise NonFiniteLoss(
-                f"the loss of batch {fed.partition}@{fed.offset} is {self._loss}: "
-                "look at the batch, or go back to an older cut; nothing was learned from it"
-            )
-        return sums
 
     def _record(self, fed: FedBatch, sums: np.ndarray | None) -> None:
         trained = self._trained

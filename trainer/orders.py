@@ -6,16 +6,53 @@ import logging
 import queue
 import threading
 from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
 
 from stream.config import KafkaConfig
 from stream.control import ControlError, decode_control
 from stream.kafka import KafkaError, Reader, end_offsets
+from trainer.durable import replace_file
 
 logger = logging.getLogger("trainer.orders")
 
 ACTIONS = ("pause", "resume", "checkpoint", "publish", "reload")
 RETRY_S = 1.0
 POLL_MS = 200
+
+
+STANDING = "orders.json"
+
+
+class _Standing(msgspec.Struct, frozen=True):
+    paused: bool = False
+
+
+class StandingOrders:
+    """What was ordered and holds until something else is: kept beside the cuts, in force again after a restart."""
+
+    def __init__(self, root: Path) -> None:
+        self._path = root / STANDING
+        self.paused = False
+        try:
+            self.paused = msgspec.json.decode(self._path.read_bytes(), type=_Standing).paused
+        except FileNotFoundError:
+            return
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            logger.warning("standing orders are lost", extra={"path": str(self._path), "reason": str(error)})
+        if self.paused:
+            logger.warning("paused before the restart, and still: `recd control trainer resume` ends it")
+
+    def keep(self, *, paused: bool) -> None:
+        """Remember it; a disk that refuses is reported, and the order is obeyed all the same."""
+        self.paused = paused
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(self._path, msgspec.json.encode(_Standing(paused)))
+        except OSError as error:
+            text = "an order will be forgotten at the next restart"
+            logger.warning(text, extra={"path": str(self._path), "reason": str(error)})
 
 
 @dataclass(frozen=True)

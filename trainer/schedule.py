@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from stream.config import TrainerConfig
-from trainer.orders import Orders
+from trainer.orders import Orders, StandingOrders
 
 REPORT_EVERY_MS = 500
 
@@ -23,13 +23,14 @@ class Wants:
 
 
 class Schedule:
-    """Asked by rank 0 before every step; `orders` None: on the clock alone."""
+    """Asked by rank 0 before every step; `orders` None: on the clock alone. `standing` outlives a restart."""
 
-    def __init__(self, config: TrainerConfig, *, orders: Orders | None) -> None:
+    def __init__(self, config: TrainerConfig, *, orders: Orders | None, standing: StandingOrders | None = None) -> None:
         self._config = config
         self._orders = orders
         self._last_cut_ms = self._last_publication_ms = self._last_report_ms = _now_ms()
-        self.paused = False
+        self._standing = standing
+        self.paused = standing is not None and standing.paused
         self.orders_obeyed = 0
 
     @property
@@ -66,6 +67,8 @@ class Schedule:
         self.orders_obeyed += 1
         if order.action in ("pause", "resume"):
             self.paused = order.action == "pause"
+            if self._standing is not None:
+                self._standing.keep(paused=self.paused)
         reload = order.version if order.action == "reload" else 0
         return Wants(checkpoint=order.action == "checkpoint", publish=order.action == "publish", reload=reload)
 

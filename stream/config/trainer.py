@@ -102,7 +102,7 @@ class TrainerConfig(Section, frozen=True):
     host: str = "127.0.0.1"
     port: NonNegative = 6067
     max_restarts: NonNegative = 100
-    """How often torchrun starts the ranks again after one died."""
+    """How often in a row, without a new cut in between, all ranks are started again after one died."""
 
 
 class ServingConfig(Section, frozen=True):

@@ -56,9 +56,19 @@ def check(config: Config) -> None:
         raise ConfigError(f"max_bytes must be at least {MIN_BATCH_BYTES} - at $.batch.max_bytes")
     if config.stream.static_member and config.stream.worker_id is None:
         raise ConfigError("a static member needs a name that outlives it, set worker_id - at $.stream.static_member")
+    _check_model(config, id_features={feature.name for feature in planned if not feature.is_dense})
+
+
+def _check_model(config: Config, *, id_features: set[str]) -> None:
     for name in config.trainer.model.tables:
-        if name not in {feature.name for feature in planned if not feature.is_dense}:
+        if name not in id_features:
             raise ConfigError(f"no id feature has this name - at $.trainer.model.tables.{name}")
+    labels = [label.name for label in config.labels]
+    for name in config.trainer.model.label_weights:
+        if name not in labels:
+            raise ConfigError(
+                f"no label has this name, there are {', '.join(labels)} - at $.trainer.model.label_weights.{name}"
+            )
 
 
 def _check_features(features: tuple[FeatureConfig, ...]) -> None:
