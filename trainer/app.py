@@ -43,6 +43,7 @@ from trainer.ranks import Ranks, join, leave
 from trainer.resolver import Resolver, ValuesLog
 from trainer.run_folder import EXIT_FAILED, EXIT_OK, EXIT_OPERATOR, RunFolder
 from trainer.schedule import Schedule
+from trainer.segments import Marker
 from trainer.sharding import ShardedModel, ShardingError
 from trainer.steps import StepLog, steps_path
 from trainer.versions import VersionError
@@ -163,7 +164,11 @@ def _new(rank: Rank) -> Trained:
     return Trained(
         model=model,
         state=TrainingState(),
-        evaluation=Evaluation(len(config.labels)),
+        evaluation=Evaluation(
+            len(config.labels),
+            window=trainer.evaluation.window_samples,
+            new_item_samples=trainer.evaluation.new_item_samples,
+        ),
         ages=Ages(),
         steps=StepLog(steps_path(cuts_folder(trainer.checkpoint_url), rank=rank.ranks.rank)),
     )
@@ -184,6 +189,7 @@ def _feed(rank: Rank, *, trained: Trained, begins: dict[int, int]) -> Feed:
             config.trainer.dedup,
             resolver,
             expand_ids=config.trainer.distinct.lookups == "off",
+            marker=Marker.of(config),
         ),
         prefetch=config.trainer.prefetch_batches,
         stop=stop,

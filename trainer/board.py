@@ -14,8 +14,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from trainer.cut_files import Progress
-from trainer.evaluation import compute, merge_states
+from trainer.evaluation import merge_states
 from trainer.latency import Histogram
+from trainer.metrics import LabelMetrics, compute, compute_segments, segment_weights
 from trainer.progress import merge_partitions
 
 RATE_WINDOW_S = 5.0
@@ -23,7 +24,7 @@ AGES = {
     "event_to_weights": "From a sample's event time to the moment when weights that learned from it were taken.",
     "append_to_weights": "The same from the time at which the broker took the event.",
 }
-GAUGES = ("ne", "ne_window", "base_ne", "logged_ne", "auc", "calibration", "calibration_window")
+GAUGES = ("ne", "ne_window", "base_ne", "logged_ne", "auc", "auc_window", "calibration", "calibration_window")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class Board:
         """Put a new status together."""
         partitions = merge_partitions(report.partitions for report in reports)
         samples = sum(progress.samples for progress in partitions.values())
-        metrics = compute(merge_states([report.evaluation for report in reports]))
+        evaluation = merge_states([report.evaluation for report in reports])
+        metrics = compute(evaluation)
         ages = {name: _merged([report.ages[name] for report in reports]) for name in AGES}
         first = asdict(metrics[0]) if metrics else {}
         self._ages = ages
@@ -100,7 +102,9 @@ class Board:
             "counters": _added([report.counters for report in reports]),
             "loss": _mean_loss(reports),
             **first,
-            "labels": {name: asdict(of) for name, of in zip(self._labels, metrics, strict=True)},
+            "labels": self._by_label(metrics),
+            "segments": {name: self._by_label(of) for name, of in compute_segments(evaluation).items()},
+            "segment_weights": segment_weights(evaluation),
             "lag_batches": sum(report.lag_batches for report in reports),
             "positions": {str(p): partitions[p].position for p in sorted(partitions)},
             "partition_samples": {str(p): partitions[p].samples for p in sorted(partitions)},
@@ -109,6 +113,9 @@ class Board:
             "ranks": len(reports),
             **{f"{name}_ms": asdict(histogram.percentiles()) for name, histogram in ages.items()},
         }
+
+    def _by_label(self, metrics: Sequence[LabelMetrics]) -> dict[str, dict[str, float | None]]:
+        return {name: asdict(of) for name, of in zip(self._labels, metrics, strict=True)}
 
     def _rate(self, samples: int) -> float:
         """Over the last seconds."""
@@ -141,15 +148,25 @@ class _Metrics(Collector):
                 f"recd_trainer_{name}", f"The trainer's {name.replace('_', ' ')}.", value=status.get(name, 0)
             )
         for name in GAUGES:
-            gauge = GaugeMetricFamily(f"recd_trainer_{name}", f"Progressive evaluation: {name}.", labels=["label"])
+            whole = GaugeMetricFamily(f"recd_trainer_{name}", f"Progressive evaluation: {name}.", labels=["label"])
             for label, metrics in status.get("labels", {}).items():
-                if metrics[name] is not None:
-                    gauge.add_metric([label], metrics[name])
-            yield gauge
+                _add(whole, [label], metrics[name])
+            yield whole
+            text = f"Progressive evaluation of a segment of the samples: {name}."
+            part = GaugeMetricFamily(f"recd_trainer_segment_{name}", text, labels=["label", "segment"])
+            for segment, labels in status.get("segments", {}).items():
+                for label, metrics in labels.items():
+                    _add(part, [label, segment], metrics[name])
+            yield part
         for name, histogram in self._board.ages().items():
             yield HistogramMetricFamily(
                 f"recd_{name}_seconds", AGES[name], buckets=histogram.cumulative(), sum_value=histogram.sum_ms / 1000
             )
+
+
+def _add(gauge: GaugeMetricFamily, labels: list[str], value: float | None) -> None:
+    if value is not None:
+        gauge.add_metric(labels, value)
 
 
 def _merged(parts: Sequence[tuple[np.ndarray, float]]) -> Histogram:

@@ -1,169 +1,158 @@
 """Progressive evaluation: every sample is predicted before the model learns from it.
 
-Normalised entropy (NE) is the mean cross entropy of the predictions over that of always predicting the base rate
-(He et al., ADKDD 2014). All sums are weighted and in float64. Letters in shapes: B samples, L labels.
+What is remembered are sums, in float64 and weighted: over the lifetime, and over the newest samples in parts, so that
+a window can forget. They stand by cell (`trainer.segments`), so that any segment's metrics are sums of cells.
+Letters in shapes: B samples, L labels, C cells, P parts of the window.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-SCORE_BINS = 10_000
-"""Bins of a prediction in the histogram that gives the AUC; inside a bin predictions count as equal."""
-WINDOW_SAMPLES = 20_000
-WINDOW_PARTS = 50
-ETA = 1e-12
-"""Predictions are clipped to [ETA, 1 - ETA], as in torchrec.metrics."""
-SUMS = (
-    "weight",
-    "positive",
-    "predicted",
-    "entropy",
-    "base_entropy",
-    "logged_weight",
-    "logged_positive",
-    "logged_entropy",
+from trainer.metrics import (
+    LIFETIME_BINS,
+    NUM_SUMS,
+    SUMS,
+    WINDOW_BINS,
+    State,
+    cross_entropy,
+    score_bins,
 )
-NUM_SUMS = len(SUMS)
+from trainer.segments import ITEM_BUCKETS, NUM_CELLS, KnownItems, Marks
 
-
-@dataclass(frozen=True)
-class LabelMetrics:
-    """Metrics of one label; None where there is nothing to compute them from."""
-
-    ne: float | None
-    ne_window: float | None
-    base_ne: float | None
-    """Of predicting, at each moment, the rate of positives so far."""
-    logged_ne: float | None
-    """Of the logged scores, on the samples that have one."""
-    auc: float | None
-    calibration: float | None
-    """Sum of predictions over sum of labels; 1 is right on average."""
-    calibration_window: float | None
+WINDOW_SAMPLES = 20_000
+WINDOW_PARTS = 20
+NEW_ITEM_SAMPLES = 50
 
 
 class Evaluation:
     """Sums over one rank's predictions, by label: over the lifetime, and over the newest `window` samples."""
 
-    def __init__(self, num_labels: int, *, window: int = WINDOW_SAMPLES) -> None:
+    def __init__(
+        self, num_labels: int, *, window: int = WINDOW_SAMPLES, new_item_samples: int = NEW_ITEM_SAMPLES
+    ) -> None:
+        """An item is new until this rank has trained `new_item_samples` of it (255 at most)."""
         self._window = window
-        self._sums = np.zeros((NUM_SUMS, num_labels))
-        self._scores = np.zeros((2, num_labels, SCORE_BINS))
+        self._sums = np.zeros((NUM_CELLS, NUM_SUMS, num_labels))
+        self._scores = np.zeros((NUM_CELLS, 2, num_labels, LIFETIME_BINS))
         self._parts: deque[np.ndarray] = deque()
+        self._part_scores: deque[np.ndarray] = deque()
         self._part_samples: deque[int] = deque()
+        self._items = KnownItems(enough=new_item_samples)
         self.samples = 0
         self.non_finite = 0
-        """Predictions that were NaN or infinite: counted here, added nowhere."""
+        """Predictions that were not finite, or whose label or weight was not: counted here, added nowhere."""
 
     def add(
-        self, predictions: np.ndarray, *, labels: np.ndarray, weights: np.ndarray, scores: np.ndarray
+        self,
+        predictions: np.ndarray,
+        *,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        scores: np.ndarray,
+        marks: Marks | None = None,
     ) -> np.ndarray:
-        """Take in one batch: predictions, labels and scores [B, L], weights [B]; returns its sums [len(SUMS), L]."""
-        finite = np.isfinite(predictions)
+        """Take in one batch: predictions, labels and scores [B, L], weights [B]; returns its sums [len(SUMS), L].
+
+        Without `marks` all samples are on time and of known items.
+        """
+        finite = np.isfinite(predictions) & np.isfinite(labels) & np.isfinite(weights)[:, None]
         self.non_finite += int(predictions.size - finite.sum())
         weights_BL = np.where(finite, weights[:, None], 0.0).astype(np.float64)
         clean = np.where(finite, predictions, 0.5).astype(np.float64)
-        sums = _batch_sums(clean, labels=labels.astype(np.float64), weights=weights_BL, scores=scores)
-        sums[SUMS.index("base_entropy")] = self._base_entropy(sums)
+        clean_labels = np.where(finite, labels, 0.0).astype(np.float64)
+        cells_B = self._items.cells(marks, num_samples=len(labels))
+        sums = _batch_sums(clean, labels=clean_labels, weights=weights_BL, scores=scores, cells=cells_B)
+        sums[:, SUMS.index("base_entropy")] = self._base_entropy(sums)
+        histogram = _histogram(clean, labels=clean_labels, weights=weights_BL, cells=cells_B)
         self._sums += sums
-        self._add_scores(clean, labels=labels, weights=weights_BL)
-        self._add_window(sums, num_samples=len(labels))
+        self._scores += histogram
+        self._add_window(sums, histogram=histogram, num_samples=len(labels))
         self.samples += len(labels)
-        return sums
+        total: np.ndarray = sums.sum(axis=0)
+        return total
 
-    def state(self) -> dict[str, np.ndarray]:
+    def state(self) -> State:
         """Everything that is remembered, as arrays; `restore` takes it back."""
-        window = np.stack(list(self._parts)) if self._parts else np.zeros((0, *self._sums.shape))
+        return {
+            **self._lifetime(),
+            "window": _stack(self._parts, like=self._sums),
+            "window_scores": _stack(self._part_scores, like=_coarse(self._scores)),
+            "window_samples": np.array(self._part_samples, dtype=np.int64),
+            "items": self._items.counts.copy(),
+        }
+
+    def totals(self) -> State:
+        """The same for `merge_states` and the metrics alone: the window in one part, items left out."""
+        whole = self.state() | {"items": np.zeros(0, np.uint8)}
+        samples = whole["window_samples"].sum(keepdims=True)
+        sums = {name: whole[name].sum(axis=0, keepdims=True) for name in ("window", "window_scores")}
+        return whole | sums | {"window_samples": samples}
+
+    def restore(self, state: State) -> None:
+        """Continue from a `state` of the same labels; ValueError otherwise."""
+        shapes = {"sums": self._sums.shape, "scores": self._scores.shape, "items": (ITEM_BUCKETS,)}
+        for name, shape in shapes.items():
+            if name not in state or state[name].shape != shape:
+                found = state[name].shape if name in state else "nothing"
+                raise ValueError(f"metrics: {name} is {found}, expected {shape}")
+        self._sums, self._scores = state["sums"].copy(), state["scores"].copy()
+        self._parts = deque(np.array(part) for part in state["window"])
+        self._part_scores = deque(np.array(part) for part in state["window_scores"])
+        self._part_samples = deque(state["window_samples"].tolist())
+        self._items.counts = state["items"].copy()
+        self.samples, self.non_finite = state["counts"].tolist()
+
+    def _lifetime(self) -> State:
         return {
             "sums": self._sums.copy(),
             "scores": self._scores.copy(),
-            "window": window,
-            "window_samples": np.array(self._part_samples, dtype=np.int64),
             "counts": np.array([self.samples, self.non_finite], dtype=np.int64),
         }
 
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Continue from a `state` of the same labels; ValueError otherwise."""
-        if state["sums"].shape != self._sums.shape or state["scores"].shape != self._scores.shape:
-            raise ValueError(f"metrics of {state['sums'].shape}, expected {self._sums.shape}")
-        self._sums, self._scores = state["sums"].copy(), state["scores"].copy()
-        self._parts = deque(np.array(part) for part in state["window"])
-        self._part_samples = deque(state["window_samples"].tolist())
-        self.samples, self.non_finite = state["counts"].tolist()
-
     def _base_entropy(self, sums: np.ndarray) -> np.ndarray:
         """Cross entropy of the rate of positives before this batch (one positive and one negative at the start)."""
-        rate = (self._sums[1] + 1) / (self._sums[0] + 2)
-        weight, positive = sums[0], sums[1]
+        before = self._sums.sum(axis=0)
+        rate = (before[1] + 1) / (before[0] + 2)
+        weight, positive = sums[:, 0], sums[:, 1]
         entropy: np.ndarray = -(positive * np.log(rate) + (weight - positive) * np.log1p(-rate))
         return entropy
 
-    def _add_scores(self, predictions: np.ndarray, *, labels: np.ndarray, weights: np.ndarray) -> None:
-        bins = np.minimum((np.clip(predictions, 0, 1) * SCORE_BINS).astype(np.int64), SCORE_BINS - 1)
-        for label in range(labels.shape[1]):
-            for side, share in enumerate((1 - labels[:, label], labels[:, label])):
-                self._scores[side, label] += np.bincount(
-                    bins[:, label], weights=weights[:, label] * share, minlength=SCORE_BINS
-                )
-
-    def _add_window(self, sums: np.ndarray, *, num_samples: int) -> None:
+    def _add_window(self, sums: np.ndarray, *, histogram: np.ndarray, num_samples: int) -> None:
         if self._parts and self._part_samples[-1] < self._window // WINDOW_PARTS:
             self._parts[-1] += sums
+            self._part_scores[-1] += _coarse(histogram)
             self._part_samples[-1] += num_samples
         else:
             self._parts.append(sums.copy())
+            self._part_scores.append(_coarse(histogram))
             self._part_samples.append(num_samples)
         while sum(self._part_samples) - self._part_samples[0] >= self._window:
             self._parts.popleft()
+            self._part_scores.popleft()
             self._part_samples.popleft()
 
 
-def merge_states(states: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """One state for what several ranks saw; windows stand one behind the other."""
+def merge_states(states: Sequence[State]) -> State:
+    """One state for what several ranks saw; windows stand one behind the other, an item is as known as by all."""
     return {
         "sums": np.sum([state["sums"] for state in states], axis=0),
         "scores": np.sum([state["scores"] for state in states], axis=0),
         "window": np.concatenate([state["window"] for state in states]),
+        "window_scores": np.concatenate([state["window_scores"] for state in states]),
         "window_samples": np.concatenate([state["window_samples"] for state in states]),
         "counts": np.sum([state["counts"] for state in states], axis=0),
+        "items": np.minimum(np.sum([state["items"] for state in states], axis=0), 255).astype(np.uint8),
     }
 
 
-def compute(state: dict[str, np.ndarray]) -> list[LabelMetrics]:
-    """The metrics of every label, from one rank's state or a merged one."""
-    window = state["window"].sum(axis=0)
-    return [
-        _label_metrics(
-            dict(zip(SUMS, state["sums"][:, label].tolist(), strict=True)),
-            window=dict(zip(SUMS, window[:, label].tolist(), strict=True)),
-            auc=_auc(state["scores"][:, label]),
-        )
-        for label in range(state["sums"].shape[1])
-    ]
-
-
-def cross_entropy(predictions: np.ndarray, *, labels: np.ndarray) -> np.ndarray:
-    """Of each prediction with its label, in nats."""
-    clipped = np.clip(predictions, ETA, 1 - ETA)
-    entropy: np.ndarray = -(labels * np.log(clipped) + (1 - labels) * np.log1p(-clipped))
-    return entropy
-
-
-def normalised_entropy(*, entropy: float, weight: float, positive: float) -> float | None:
-    """Entropy sum over that of the base rate; None without samples or with one kind of label only."""
-    if not 0 < positive < weight:
-        return None
-    rate = positive / weight
-    return entropy / -(positive * math.log(rate) + (weight - positive) * math.log1p(-rate))
-
-
-def _batch_sums(predictions: np.ndarray, *, labels: np.ndarray, weights: np.ndarray, scores: np.ndarray) -> np.ndarray:
+def _batch_sums(
+    predictions: np.ndarray, *, labels: np.ndarray, weights: np.ndarray, scores: np.ndarray, cells: np.ndarray
+) -> np.ndarray:
+    """Sums by cell [C, len(SUMS), L]."""
     logged = np.isfinite(scores)
     logged_weights = weights * logged
     clean_scores = np.where(logged, scores, 0.5).astype(np.float64)
@@ -177,34 +166,29 @@ def _batch_sums(predictions: np.ndarray, *, labels: np.ndarray, weights: np.ndar
         "logged_positive": logged_weights * labels,
         "logged_entropy": logged_weights * cross_entropy(clean_scores, labels=labels),
     }
-    return np.stack([parts[name].sum(axis=0) for name in SUMS])
+    stacked = np.stack([parts[name] for name in SUMS])
+    sums = np.zeros((NUM_CELLS, NUM_SUMS, labels.shape[1]))
+    for cell in np.unique(cells):
+        sums[cell] = stacked[:, cells == cell].sum(axis=1)
+    return sums
 
 
-def _label_metrics(sums: dict[str, float], *, window: dict[str, float], auc: float | None) -> LabelMetrics:
-    def ne(of: dict[str, float], name: str, prefix: str = "") -> float | None:
-        weight, positive = of[f"{prefix}weight"], of[f"{prefix}positive"]
-        return normalised_entropy(entropy=of[name], weight=weight, positive=positive)
-
-    return LabelMetrics(
-        ne=ne(sums, "entropy"),
-        ne_window=ne(window, "entropy"),
-        base_ne=ne(sums, "base_entropy"),
-        logged_ne=ne(sums, "logged_entropy", "logged_"),
-        auc=auc,
-        calibration=_ratio(sums["predicted"], sums["positive"]),
-        calibration_window=_ratio(window["predicted"], window["positive"]),
-    )
+def _histogram(predictions: np.ndarray, *, labels: np.ndarray, weights: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Weights [C, negatives and positives, L, LIFETIME_BINS] of predictions."""
+    num_labels = labels.shape[1]
+    shape = (NUM_CELLS, 2, num_labels, LIFETIME_BINS)
+    bins = score_bins(predictions) + np.arange(num_labels) * LIFETIME_BINS
+    places = bins + cells[:, None] * (2 * num_labels * LIFETIME_BINS)
+    both = np.concatenate([places.ravel(), (places + num_labels * LIFETIME_BINS).ravel()])
+    shares = np.concatenate([(weights * (1 - labels)).ravel(), (weights * labels).ravel()])
+    counted: np.ndarray = np.bincount(both, weights=shares, minlength=int(np.prod(shape))).reshape(shape)
+    return counted
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole > 0 else None
+def _coarse(histogram: np.ndarray) -> np.ndarray:
+    coarse: np.ndarray = histogram.reshape(*histogram.shape[:-1], WINDOW_BINS, -1).sum(axis=-1).astype(np.float32)
+    return coarse
 
 
-def _auc(scores: np.ndarray) -> float | None:
-    """From the histograms [negatives and positives, bins]: the share of pairs in the right order, ties half."""
-    negative, positive = scores
-    pairs = negative.sum() * positive.sum()
-    if not pairs > 0:
-        return None
-    below = np.cumsum(negative) - negative
-    return float((positive * (below + negative / 2)).sum() / pairs)
+def _stack(parts: deque[np.ndarray], *, like: np.ndarray) -> np.ndarray:
+    return np.stack(list(parts)) if parts else np.zeros((0, *like.shape), like.dtype)

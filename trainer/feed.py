@@ -15,6 +15,7 @@ from stream.config import KafkaConfig
 from stream.kafka import EndProbe, KafkaError, Message, OffsetOutOfRange, Reader, TopicMissing
 from trainer.ikjt import GroupSpec, TrainBatch, dummy_batch, to_train_batch
 from trainer.resolver import Resolver, Stopping, UnresolvedReference
+from trainer.segments import Marker, Marks
 from trainer.turns import Turn, Turns
 
 POLL_MESSAGES = 64
@@ -51,6 +52,8 @@ class FedBatch:
     append_times_ms: np.ndarray
     non_finite_dense: int
     """Dense values among the distinct rows that are not finite; the model reads them squashed."""
+    marks: Marks | None = None
+    """What segments the samples belong to."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class BatchReader:
     dedup: bool
     resolver: Resolver
     expand_ids: bool = False
+    marker: Marker | None = None
 
     def read(self, turn: Turn[Message]) -> FedBatch:
         """Raises UndecodableBatch, with the position; Stopping."""
@@ -98,6 +102,7 @@ class BatchReader:
             event_times_ms=batch.event_times_ms,
             append_times_ms=batch.append_times_ms,
             non_finite_dense=sum(int((~np.isfinite(g.rows.dense)).sum()) for g in batch.groups.values()),
+            marks=self.marker.mark(batch) if self.marker is not None and size else None,
         )
 
 

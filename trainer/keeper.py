@@ -197,11 +197,18 @@ class Keeper:
         rank = self._ranks.rank
         states = [{k.removeprefix(METRICS): v for k, v in a.items() if k.startswith(METRICS)} for a in loaded.arrays]
         if loaded.record.world_size == self._ranks.world_size:
-            self._trained.evaluation.restore(states[rank])
+            self._restore_metrics(states[rank])
             torch.set_rng_state(torch.from_numpy(loaded.arrays[rank][RANDOM].copy()))
             self._trained.state.next_partition = loaded.record.schedule[rank]
         elif rank == 0:
-            self._trained.evaluation.restore(merge_states(states))
+            self._restore_metrics(merge_states(states))
+
+    def _restore_metrics(self, state: dict[str, np.ndarray]) -> None:
+        """Metrics of another form (an older cut's, other labels') begin anew, loudly: they are no reason to stop."""
+        try:
+            self._trained.evaluation.restore(state)
+        except ValueError as error:
+            logger.warning("the cut's metrics are not taken over, they begin anew", extra={"reason": str(error)})
 
     def _check_origin(self, loaded: LoadedCut) -> None:
         record, origin = loaded.record, self._origin

@@ -16,10 +16,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from stream.kafka import KafkaError
 from trainer.board import Board, RankReport, Summary
 from trainer.cut import CutError
-from trainer.evaluation import SUMS
 from trainer.feed import FedBatch, Feed, FeedError
 from trainer.ikjt import TrainBatch
 from trainer.keeper import Keeper, Trained
+from trainer.metrics import SUMS
 from trainer.ranks import Ranks
 from trainer.schedule import Schedule
 
@@ -203,6 +203,7 @@ class TrainingLoop:
             labels=batch.labels.numpy(),
             weights=batch.weights.numpy(),
             scores=batch.scores.numpy(),
+            marks=fed.marks,
         )
 
     def _record(self, fed: FedBatch, sums: np.ndarray | None) -> None:
@@ -259,7 +260,7 @@ class TrainingLoop:
         report = RankReport(
             partitions=trained.state.partitions,
             counters=self._counters(),
-            evaluation=trained.evaluation.state(),
+            evaluation=trained.evaluation.totals(),
             ages={name: (histogram.counts.copy(), histogram.sum_ms) for name, histogram in ages.items()},
             loss=self._loss,
             loss_samples=self._loss_samples,

@@ -11,8 +11,9 @@ from dedup_cache.redis_store import RedisStore
 from stream.columns import batch_schema
 from stream.config import Config
 from stream.kafka import Message, Reader, begin_offsets, end_offsets
-from trainer.evaluation import Evaluation, LabelMetrics, compute
+from trainer.evaluation import Evaluation
 from trainer.feed import BatchReader, FedBatch
+from trainer.metrics import LabelMetrics, compute
 from trainer.model import GroupedDLRM
 from trainer.resolver import Resolver, ValuesLog
 from trainer.turns import Turn
@@ -62,7 +63,7 @@ def evaluate(
                     weights=fed.tensors.weights.numpy(),
                     scores=fed.tensors.scores.numpy(),
                 )
-    metrics = compute(evaluation.state())
+    metrics = compute(evaluation.totals())
     names = [label.name for label in config.labels]
     return ReplayResult(number, evaluation.samples, dict(zip(names, metrics, strict=True)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from stream.config.learning import EvaluationConfig
 from stream.config.section import Name, NonNegative, Positive, Section, Weight
 
 
@@ -90,6 +91,7 @@ class TrainerConfig(Section, frozen=True):
     distinct: DistinctConfig = DistinctConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint_url: str = "var/checkpoints"
     checkpoint_every_ms: Positive = 10_000
     keep_checkpoints: Positive = 3

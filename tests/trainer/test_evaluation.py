@@ -9,7 +9,9 @@ from torchrec.metrics.auc import compute_auc
 from torchrec.metrics.calibration import CalibrationMetricComputation
 from torchrec.metrics.ne import NEMetricComputation
 
-from trainer.evaluation import Evaluation, compute, merge_states
+from trainer.evaluation import Evaluation, merge_states
+from trainer.metrics import LabelMetrics, compute, compute_segments, cross_entropy
+from trainer.segments import ITEM_BUCKETS, SEGMENTS, Marks
 
 
 def stream(count: int, *, seed: int = 0, labels: int = 1, size: int = 200):
@@ -53,6 +55,7 @@ def test_ne_calibration_and_auc_equal_those_of_torchrec():
     weights = torch.from_numpy(np.concatenate([b["weights"] for b in batches]))
     auc = compute_auc(1, [columns["predictions"].T], [columns["labels"].T], [weights[None]])
     assert metrics.auc == pytest.approx(float(auc[0]), abs=2e-4)
+    assert metrics.auc_window == pytest.approx(float(auc[0]), abs=1e-3)
 
 
 def test_logged_scores_are_judged_on_the_samples_that_have_one():
@@ -144,3 +147,83 @@ def test_without_both_kinds_of_labels_there_is_no_ne():
     evaluation.add(predictions, labels=np.zeros((4, 1)), weights=np.ones(4), scores=np.full((4, 1), np.nan))
     metrics = compute(evaluation.state())[0]
     assert (metrics.ne, metrics.auc, metrics.calibration, metrics.logged_ne) == (None, None, None, None)
+
+
+def test_a_label_or_a_weight_that_is_not_finite_spoils_nothing():
+    clean, spoiled = Evaluation(2), Evaluation(2)
+    for batch in stream(5, labels=2):
+        add(clean, {**batch, "weights": np.where(np.arange(200) < 2, 0, batch["weights"]).astype(np.float32)})
+        batch["weights"][0], batch["labels"][1] = np.nan, np.inf
+        add(spoiled, batch)
+    assert spoiled.non_finite == 20
+    assert compute(spoiled.state()) == compute(clean.state())
+
+
+def marked(count: int, *, seed: int = 0):
+    """Batches with marks: items come up one after the other."""
+    rng = np.random.default_rng(seed)
+    for number, batch in enumerate(stream(count, seed=seed, labels=2)):
+        items = rng.integers(0, 5 + 3 * number, 200) % ITEM_BUCKETS
+        yield batch | {"marks": Marks(items, None, rng.random(200) < 0.2)}
+
+
+def slow_metrics(rows: list[tuple], *, label: int) -> dict[str, float]:
+    """NE, AUC and calibration of rows (prediction, label, weight), pair by pair."""
+    p, y, w = (np.array([row[i] for row in rows], float) for i in range(3))
+    rate = (w * y).sum() / w.sum()
+    base = (w * cross_entropy(np.full(len(p), rate), labels=y)).sum()
+    right = pairs = 0.0
+    for i in np.flatnonzero(y == 1):
+        others = y == 0
+        won = (p[i] > p[others]) + 0.5 * (p[i] == p[others])
+        right, pairs = right + w[i] * (w[others] * won).sum(), pairs + w[i] * w[others].sum()
+    return {
+        "ne": (w * cross_entropy(p, labels=y)).sum() / base,
+        "auc": right / pairs,
+        "calibration": (w * p).sum() / (w * y).sum(),
+    }
+
+
+def test_every_segment_is_as_the_slow_obvious_version_says():
+    evaluation = Evaluation(2, new_item_samples=20)
+    seen: dict[int, int] = {}
+    rows: dict[str, list[list[tuple]]] = {name: [[], []] for name in SEGMENTS}
+    for batch in marked(30):
+        marks = batch["marks"]
+        before = dict(seen)
+        for i, (item, late) in enumerate(zip(marks.items.tolist(), marks.late.tolist(), strict=True)):
+            seen[item] = seen.get(item, 0) + 1
+            known = before.get(item, 0) >= 20
+            for segment in ("known_items" if known else "new_items", "late" if late else "on_time"):
+                for label in range(2):
+                    row = (batch["predictions"][i, label], batch["labels"][i, label], batch["weights"][i])
+                    rows[segment][label].append(row)
+        add(evaluation, batch)
+    for state in (evaluation.state(), evaluation.totals(), merge_states([evaluation.totals()])):
+        for segment, metrics in compute_segments(state).items():
+            for label, found in enumerate(metrics):
+                expected = slow_metrics(rows[segment][label], label=label)
+                assert found.ne == pytest.approx(expected["ne"], rel=1e-6)
+                assert found.calibration == pytest.approx(expected["calibration"], rel=1e-6)
+                assert found.auc == pytest.approx(expected["auc"], abs=1e-3)
+                assert found.ne_window == pytest.approx(expected["ne"], rel=1e-6)
+    assert min(len(rows[segment][0]) for segment in SEGMENTS) > 100
+
+
+def test_segments_survive_a_resume():
+    batches = list(marked(40))
+    whole, first, second = (Evaluation(2, window=1_000, new_item_samples=20) for _ in range(3))
+    for batch in batches:
+        add(whole, batch)
+    for batch in batches[:17]:
+        add(first, batch)
+    second.restore(first.state())
+    for batch in batches[17:]:
+        add(second, batch)
+    assert compute_segments(second.state()) == compute_segments(whole.state())
+    assert isinstance(compute_segments(whole.state())["new_items"][0], LabelMetrics)
+
+
+def test_a_state_of_another_form_is_refused():
+    with pytest.raises(ValueError, match=r"sums is \(8, 2\), expected \(4, 8, 2\)"):
+        Evaluation(2).restore({**Evaluation(2).state(), "sums": np.zeros((8, 2))})
