@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 import torch
 
-from serving.encoding import RequestEncoder
+from dedup_cache.arrays import Float32
 from serving.errors import ScoringError
-from stream.config import ConfigError, DerivedConfig, FeatureConfig, LabelConfig, ModelConfig
+from serving.recipe import Recipe, recipe_of
+from serving.requests import ScoreRequest
+from stream.config import ConfigError
 from stream.transforms import TransformError
 from trainer.ikjt import dummy_batch
 from trainer.model import GroupedDLRM
 from trainer.versions import Version, VersionError, apply_version
-
-
-class VersionConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What of a version's config a server builds the model from."""
-
-    features: tuple[FeatureConfig, ...]
-    derived: tuple[DerivedConfig, ...] = ()
-    labels: tuple[LabelConfig, ...]
-    model: ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +33,18 @@ class Scored:
     """Rows that were computed."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredBatch:
+    """The answers to several requests that were computed together, by one version."""
+
+    version: int
+    labels: tuple[str, ...]
+    scores: list[Float32 | ScoringError]
+    """Of each request: one column of its candidates a label, float32[labels, K], or why there is none."""
+    rows: int
+    distinct: int
+
+
 class ServedModel:
     """One version, ready to score; safe to call from several threads."""
 
@@ -47,7 +53,8 @@ class ServedModel:
         self.manifest = version.manifest
         what = f"version {self.manifest.version}"
         try:
-            config = msgspec.convert(self.manifest.config, VersionConfig)
+            self.recipe: Recipe = recipe_of(self.manifest.config)
+            config = self.recipe.config
             self._module = GroupedDLRM(
                 config.features,
                 labels=config.labels,
@@ -62,12 +69,8 @@ class ServedModel:
         except VersionError as error:
             raise VersionError(f"{what}: {error}") from None
         self._module.eval().requires_grad_(requires_grad=False)
-        self._labels = [label.name for label in config.labels]
-        self._encoder = RequestEncoder(
-            config.features, num_labels=len(self._labels), model=config.model, derived=config.derived
-        )
         with torch.inference_mode():
-            trial = self._module(dummy_batch(self._module.specs, num_labels=len(self._labels)))
+            trial = self._module(dummy_batch(self._module.specs, num_labels=len(self.recipe.labels)))
         if not bool(torch.isfinite(trial).all()):
             raise VersionError(f"{what}: scores an empty sample with a number that is not finite")
 
@@ -77,15 +80,30 @@ class ServedModel:
         return self.manifest.version
 
     def score(self, body: bytes) -> Scored:
-        """Score one request body. RequestError where it does not fit, ScoringError where a score is not finite."""
-        request = self._encoder.schema.decode(body)
-        count = len(request.candidates)
-        if not count:
-            return Scored(self.version, {label: [] for label in self._labels}, candidates=0, rows=0, distinct=0)
-        encoded = self._encoder.encode(request)
+        """Score one body of `/score`. RequestError where it does not fit, ScoringError where a score is not finite."""
+        request = self.recipe.bodies.decode(body)
+        batch = self.score_all([request])
+        [scores] = batch.scores
+        if isinstance(scores, ScoringError):
+            raise scores
+        by_label = dict(zip(batch.labels, scores.tolist(), strict=True))
+        return Scored(batch.version, by_label, request.num_candidates, rows=batch.rows, distinct=batch.distinct)
+
+    def score_all(self, requests: Sequence[ScoreRequest], *, dedup: bool = True) -> ScoredBatch:
+        """Score requests in one forward pass; each gets what it would get alone. They must be of this recipe."""
+        labels = self.recipe.labels
+        asked = [request for request in requests if request.num_candidates]
+        if not asked:
+            empty = np.empty((len(labels), 0), np.float32)
+            return ScoredBatch(self.version, labels, [empty] * len(requests), rows=0, distinct=0)
+        encoded = self.recipe.encoder.encode(asked, dedup=dedup)
         with torch.inference_mode():
-            scores_KL = torch.sigmoid(self._module(encoded.batch)).numpy()
-        if not np.isfinite(scores_KL).all():
-            raise ScoringError(f"version {self.version} gives a score that is not finite")
-        scores = {label: scores_KL[:, i].tolist() for i, label in enumerate(self._labels)}
-        return Scored(self.version, scores, candidates=count, rows=encoded.rows, distinct=encoded.distinct)
+            scores_LB = torch.sigmoid(self._module(encoded.batch)).T.numpy()
+        scores: list[Float32 | ScoringError] = []
+        begin = 0
+        for request in requests:
+            scores_LK = scores_LB[:, begin : begin + request.num_candidates]
+            begin += request.num_candidates
+            error = ScoringError(f"version {self.version} gives a score that is not finite")
+            scores.append(scores_LK if bool(np.isfinite(scores_LK).all()) else error)
+        return ScoredBatch(self.version, labels, scores, rows=encoded.rows, distinct=encoded.distinct)

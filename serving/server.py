@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -15,16 +14,18 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from serving.control import ControlListener
-from serving.errors import NotReadyError, RequestError, ScoringError
+from serving.errors import ServingError
 from serving.follower import Follower
-from serving.model import Scored
+from serving.inference import InferenceProtocol
+from serving.intake import Asked, Intake
+from serving.model import ServedModel
 from serving.telemetry import Telemetry
 from stream.config import Config
 from trainer.versions import VersionError, VersionStore
 
-logger = logging.getLogger("serving")
-
-MAX_REQUEST_BYTES = 16 << 20
+RETRY_AFTER_S = "1"
+PATHS = "POST /score, /reload and GET /v2, /health, /ready, /status, /metrics"
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Reload(msgspec.Struct, forbid_unknown_fields=True):
@@ -36,29 +37,29 @@ class Reload(msgspec.Struct, forbid_unknown_fields=True):
 class Server:
     """All that one server process holds. Scores with one version from a request's start to its end.
 
-    Requests are scored at the same time by as many threads as `serving.threads` says, each with one torch thread of
+    Requests that wait are scored together, by as many threads as `serving.threads` says, each with one torch thread of
     its own, off the event loop.
     """
 
     def __init__(self, config: Config) -> None:
         """VersionError where the place of the versions cannot be opened."""
         self.telemetry = Telemetry()
+        self._config = config
         self._stopping = False
-        self._under_way = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
         store = VersionStore(config.trainer.versions_url, keep=config.trainer.keep_versions)
         self.follower = Follower(
             store, poll_ms=config.serving.poll_ms, telemetry=self.telemetry, clock_ms=lambda: time.time_ns() // 10**6
         )
         self.control = ControlListener(config, follower=self.follower, telemetry=self.telemetry)
-        self._pool = ThreadPoolExecutor(config.serving.threads, thread_name_prefix="score")
+        self.intake = Intake(config.serving, follower=self.follower, telemetry=self.telemetry)
+        self.telemetry.show_waiting(lambda: self.intake.under_way)
 
     def start(self) -> None:
         """Begin to follow versions and to listen."""
         torch.set_num_threads(1)
         self.follower.start()
         self.control.start()
+        self.intake.start()
 
     def announce_stop(self) -> None:
         """No longer ready, so that a load balancer sends no more; requests are still answered."""
@@ -68,11 +69,11 @@ class Server:
         """End the threads; the HTTP side must have ended before."""
         self.control.stop()
         self.follower.stop()
-        self._pool.shutdown()
+        self.intake.stop()
 
     def application(self) -> web.Application:
         """The HTTP interface."""
-        app = web.Application(client_max_size=MAX_REQUEST_BYTES)
+        app = web.Application(client_max_size=self._config.serving.max_request_bytes, middlewares=[self._answer])
         app.add_routes(
             [
                 web.post("/score", self.score),
@@ -83,55 +84,45 @@ class Server:
                 web.get("/metrics", self.metrics),
             ]
         )
+        protocol = InferenceProtocol(
+            self._config.serving.model_name,
+            intake=self.intake,
+            follower=self.follower,
+            is_ready=lambda: self._state == "running",
+        )
+        app.add_routes(protocol.routes())
         return app
 
     async def drain(self, *, timeout_s: float) -> None:
-        """Wait until no request is under way, one whose body is still arriving included."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        """Wait until no request is under way."""
+        await self.intake.drained(timeout_s=timeout_s)
 
-    async def score(self, request: web.Request) -> web.Response:
-        """400 for a body that does not fit, 503 while nothing is in service."""
-        self._under_way += 1
-        self._idle.clear()
+    @web.middleware
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Errors as JSON, with their status; the connection ends where the server does."""
         try:
-            answer = await self._answer(request)
-        finally:
-            self._under_way -= 1
-            if not self._under_way:
-                self._idle.set()
+            answer = await handler(request)
+        except ServingError as error:
+            answer = _json({"error": str(error)}, status=error.status)
+            if error.status is HTTPStatus.SERVICE_UNAVAILABLE:
+                answer.headers["Retry-After"] = RETRY_AFTER_S
+        except web.HTTPException as error:
+            told = f"{error.reason}: {request.method} {request.path}; there are {PATHS}"
+            answer = _json({"error": told}, status=error.status)
+            answer.headers.update({name: value for name, value in error.headers.items() if name == "Allow"})
         if self._stopping:
             answer.force_close()
         return answer
 
-    async def _answer(self, request: web.Request) -> web.Response:
-        try:
-            body = await request.read()
-            begin = time.perf_counter()
-            answer = await asyncio.get_running_loop().run_in_executor(self._pool, self._score, body)
-        except NotReadyError as error:
-            self.telemetry.failed("not_ready")
-            return _json({"error": str(error)}, status=503)
-        except RequestError as error:
-            self.telemetry.failed("invalid")
-            return _json({"error": str(error)}, status=400)
-        except web.HTTPRequestEntityTooLarge:
-            self.telemetry.failed("invalid")
-            return _json({"error": f"the body is larger than {MAX_REQUEST_BYTES} bytes"}, status=413)
-        except ScoringError as error:
-            self.telemetry.failed("error")
-            return _json({"error": str(error)}, status=500)
-        except Exception:
-            self.telemetry.failed("error")
-            raise
-        self.telemetry.scored(answer, elapsed_s=time.perf_counter() - begin)
-        return _json({"version": answer.version, "scores": answer.scores})
+    async def score(self, request: web.Request) -> web.Response:
+        """The simple protocol: what is shared, what each candidate has; one list of scores a label."""
 
-    def _score(self, body: bytes) -> Scored:
-        model = self.follower.model
-        if model is None:
-            raise NotReadyError("no version is in service yet: is the trainer running, and trainer.versions_url right?")
-        return model.score(body)
+        def read(body: bytes, model: ServedModel) -> Asked:
+            return Asked(model.recipe.bodies.decode(body))
+
+        _, answer = await self.intake.scored(request, read)
+        scores = dict(zip(answer.labels, answer.scores.tolist(), strict=True))
+        return _json({"version": answer.version, "scores": scores})
 
     async def reload(self, request: web.Request) -> web.Response:
         """Pin a version or follow the newest; 409 where the version cannot be taken, then nothing changes."""
@@ -163,10 +154,14 @@ class Server:
                 "state": self._state,
                 "version": self._version,
                 "pinned": self.follower.pinned,
+                "model": self._config.serving.model_name,
+                "under_way": self.intake.under_way,
                 "stream_time_ms": model.manifest.stream_time_ms if model else None,
                 "counters": self.telemetry.counters(),
                 "weights_to_server_ms": self.telemetry.weights_to_server_ms.percentiles(),
                 "latency_ms": self.telemetry.latency_ms.percentiles(),
+                "waited_ms": self.telemetry.waited_ms.percentiles(),
+                "batch_requests": self.telemetry.batch_requests.percentiles(),
             }
         )
 

@@ -14,6 +14,7 @@ import torch
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
 from stream.config import Config
+from stream.event_schema import EventSchema
 from trainer.cut import CutError, CutRecord, CutStore, LoadedCut
 from trainer.cut_files import LastVersion
 from trainer.evaluation import Evaluation, merge_states
@@ -243,11 +244,13 @@ class Keeper:
 
 def _version_config(config: Config) -> dict[str, Any]:
     """What a server builds the model from."""
+    events = EventSchema(config.events, features=config.features, labels=config.labels)
     parts = {
         "features": config.features,
         "derived": config.derived,
         "labels": config.labels,
         "model": config.trainer.model,
+        "items": events.types[config.events.fields.item],
     }
     built: dict[str, Any] = msgspec.to_builtins(parts, str_keys=True)
     return built

@@ -115,4 +115,18 @@ class ServingConfig(Section, frozen=True):
     poll_ms: Positive = 50
     """How often the newest version is looked for."""
     threads: Positive = 1
-    """Requests that are scored at the same time, each on one torch thread."""
+    """Forward passes at the same time, each on one torch thread."""
+    model_name: Name = "recd"
+    """Its name in the paths of the Open Inference Protocol: `/v2/models/{name}`."""
+    batch_candidates: Positive = 1_000
+    """Requests that wait are scored together, up to so many candidates."""
+    batch_delay_ms: NonNegative = 0
+    """How long a request waits for others while fewer candidates than that are there; 0 takes what is there."""
+    max_waiting: Positive = 256
+    """Requests under way; beyond them a request is answered with 503 and Retry-After."""
+    deadline_ms: Positive = 5_000
+    """A request without scores by then is answered with 504; a client may ask for less."""
+    max_request_bytes: Positive = 16 << 20
+    """A larger body is answered with 413."""
+    dedup: bool = True
+    """False computes the user's side for every candidate: the baseline."""

@@ -13,6 +13,7 @@ import torch
 from dedup_cache import FORMAT_VERSION, Batch, BatchMeta, decode, encode
 from stream.columns import batch_schema
 from stream.config import Config
+from stream.event_schema import EventSchema
 from stream.pipeline import PartitionPipeline, PipelineConfig
 from stream.records import CommitPoint, RecordBlock
 from stream.transforms import Transforms
@@ -115,6 +116,7 @@ def new_model(seed: int, config: Config = CONFIG) -> GroupedDLRM:
 def snapshot(model: GroupedDLRM, *, weights_ms: int = T0, config: Config = CONFIG) -> Snapshot:
     """What a trainer publishes of a model."""
     state = {key: value.numpy() for key, value in model.state_dict().items()}
+    schema = EventSchema(config.events, features=config.features, labels=config.labels)
     tables = {key.split(".")[-2]: value for key, value in state.items() if ".t_" in key}
     return Snapshot(
         step=1,
@@ -128,6 +130,7 @@ def snapshot(model: GroupedDLRM, *, weights_ms: int = T0, config: Config = CONFI
             "derived": msgspec.to_builtins(config.derived),
             "labels": msgspec.to_builtins(config.labels),
             "model": msgspec.to_builtins(config.trainer.model, str_keys=True),
+            "items": schema.types[config.events.fields.item],
         },
     )
 

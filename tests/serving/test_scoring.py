@@ -12,6 +12,7 @@ import pytest
 
 from serving.errors import RequestError, ScoringError
 from serving.model import ServedModel
+from stream.hashing import hash_strings
 from tests.serving.served_world import ITEMS, expected_scores, new_model, published, request, snapshot
 from trainer.versions import TableShard, VersionError, VersionStore
 
@@ -72,13 +73,28 @@ def test_what_a_candidate_says_goes_before_what_is_shared(served: ServedModel) -
     np.testing.assert_allclose(overridden.scores["click"][2], shared.scores["click"][2], rtol=0, atol=1e-6)
 
 
-def test_string_items_of_a_session_are_hashed_as_in_the_stream(served: ServedModel) -> None:
+def test_items_of_a_session_are_of_the_kind_that_events_have(served: ServedModel, tmp_path: Path) -> None:
+    """`item_id` is read as an int feature, so an event with a string there goes to quarantine: nor may a request."""
     asked = request()
     as_numbers = served.score(body(asked))
+    asked["features"]["seen"] = ["4"]
+    with pytest.raises(RequestError, match=r"Expected int, got str - at \$\.features\.seen\[0\]"):
+        served.score(body(asked))
+    made = snapshot(new_model(1))
+    store = VersionStore(str(tmp_path), keep=10)
+    either = ServedModel(store.load(store.publish(replace(made, config={**made.config, "items": "id"}))))
     asked["features"]["seen"] = ["a", "b"]
-    assert served.score(body(asked)).scores != as_numbers.scores
+    assert either.score(body(asked)).scores != as_numbers.scores
     asked["features"]["seen"] = ["dropped", 1, *(item["item_id"] for item in ITEMS[:2])]
-    assert served.score(body(asked)).scores == as_numbers.scores, "only the last max_length count"
+    assert either.score(body(asked)).scores == as_numbers.scores, "only the last max_length count"
+    texts = ServedModel(store.load(store.publish(replace(made, config={**made.config, "items": "string"}))))
+    with pytest.raises(RequestError, match=r"Expected str, got int - at \$\.features\.seen\[1\]"):
+        texts.score(body(asked))
+    hashed = hash_strings(["a", "b"]).tolist()
+    asked["features"]["seen"] = ["a", "b"]
+    scores = texts.score(body(asked)).scores
+    asked["features"]["seen"] = hashed
+    assert served.score(body(asked)).scores == scores
 
 
 def test_no_candidates_no_scores(served: ServedModel) -> None:
