@@ -52,6 +52,8 @@ class Summary:
     version: int
     cut: str
     last_error: str
+    takeover: dict[str, Any] | None = None
+    """What became of the model when the trainer went on from a cut (`trainer.takeover.TakenOver`)."""
 
 
 class Board:

@@ -11,27 +11,22 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
-from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from trainer import cut_files, durable
 from trainer.cut_files import CURRENT, RECORD, TEMPORARY, Current, CutError, CutRecord, DamagedCut, cuts_folder
+from trainer.cut_tensors import Tensors, load_tensors, save_tensors, saved_shapes, shapes_of_all
 from trainer.folder_lock import FolderLock, FolderTaken
+from trainer.model_record import ModelRecord
 from trainer.ranks import Ranks
+from trainer.takeover import TakenOver, Takeover, plan_exactly, plan_takeover
 
 __all__ = ["CutError", "CutRecord", "CutStore", "DamagedCut", "LoadedCut", "cuts_folder"]
-
-Tensors = Mapping[str, Any]
-"""Tensors and ShardedTensors by name."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +39,7 @@ class LoadedCut:
     """By rank of the processes that wrote the cut."""
     passed_over: list[str]
     """Damaged cuts that were newer, with the reason."""
+    taken_over: TakenOver
 
 
 class CutStore:
@@ -76,6 +72,12 @@ class CutStore:
         if error is not None:
             raise FolderTaken(error)
 
+    def release(self) -> None:
+        """Let others have the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
     def write(self, tensors: Tensors, *, record: CutRecord, arrays: Mapping[str, np.ndarray]) -> str:
         """Write a cut and put it in force; returns its name. `arrays` are this rank's own; `record` is rank 0's.
 
@@ -91,7 +93,8 @@ class CutStore:
         temporary = self._root / f"{TEMPORARY}{cut_files.cut_name(number)}"
         try:
             self._stage("begun", lambda: self._begin(temporary), only_first=True)
-            self._save_tensors(tensors, temporary)
+            save_tensors(tensors, temporary, ranks=self._ranks)
+            self._hook("tensors")
             self._stage("arrays", lambda: self._write_arrays(temporary, arrays))
             self._stage("record", lambda: self._write_record(temporary, record), only_first=True)
             self._stage("sealed", lambda: cut_files.seal(temporary), only_first=True)
@@ -105,10 +108,18 @@ class CutStore:
         self._stage("retained", lambda: self._retain(number), only_first=True)
         return name
 
-    def load(self, tensors: Tensors) -> LoadedCut | None:
+    def load(
+        self,
+        tensors: Tensors,
+        *,
+        model: ModelRecord | None = None,
+        check: Callable[[str, CutRecord], object] = lambda *_: None,
+    ) -> LoadedCut | None:
         """Fill `tensors` from the newest cut that is whole; None where there is no cut at all.
 
-        Damaged cuts are passed over. Raises CutError where all are damaged, or where tensors and cut do not fit.
+        Damaged cuts are passed over. `model` says what the tensors are: another one than the cut's takes over by name
+        what it can. `check` may refuse a cut, by its name and record, before a tensor is touched. Raises CutError where
+        all cuts are damaged, or where tensors and cut do not fit.
         """
         chosen, passed_over, error = self._choose() if self._ranks.rank == 0 else ("", [], None)
         chosen, passed_over, error = self._ranks.gather((chosen, passed_over, error))[0]
@@ -118,9 +129,11 @@ class CutStore:
             return None
         folder = self._root / chosen
         record = cut_files.decode((folder / RECORD).read_bytes(), CutRecord, what=str(folder / RECORD))
-        self._load_tensors(tensors, folder)
+        check(chosen, record)
+        takeover = self._plan(tensors, folder, was=record.model, now=model)
+        load_tensors(tensors, folder, moves=takeover.moves, ranks=self._ranks)
         arrays = [_read_arrays(_arrays_file(folder, rank)) for rank in range(record.world_size)]
-        return LoadedCut(chosen, record, arrays, passed_over)
+        return LoadedCut(chosen, record, arrays, passed_over, takeover.taken_over)
 
     def clean(self) -> None:
         """Delete what crashes left; once, before the first `write`."""
@@ -151,14 +164,6 @@ class CutStore:
     def _begin(self, temporary: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-
-    def _save_tensors(self, tensors: Tensors, folder: Path) -> None:
-        try:
-            writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
-            save_tensors(dict(tensors), storage_writer=writer, process_group=self._ranks.control)
-        except (CheckpointException, OSError, RuntimeError) as failure:
-            raise CutError(f"{self._root}: the cut could not be written (tensors): {_reason(failure)}") from None
-        self._hook("tensors")
 
     def _write_arrays(self, folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
         data = save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()})
@@ -218,25 +223,11 @@ class CutStore:
             raise DamagedCut(f"{path}: {name} is not there")
         return name
 
-    def _load_tensors(self, tensors: Tensors, folder: Path) -> None:
-        reader = FileSystemReader(folder)
-        saved = {
-            key: tuple(getattr(entry, "size", ())) for key, entry in reader.read_metadata().state_dict_metadata.items()
-        }
-        own = {key: tuple(value.shape) for key, value in tensors.items()}
-        expected = {key: shape for part in self._ranks.gather(own) for key, shape in part.items()}
-        odd = [key for key in saved | expected if saved.get(key) != expected.get(key)]
-        if odd:
-            key = min(odd, key=lambda name: (not name.startswith("model/"), name))
-            raise CutError(
-                f"{folder.name} does not fit the model: {len(odd)} tensors differ, the first: {key} is "
-                f"{_shape(saved.get(key))} in the cut and {_shape(expected.get(key))} in the model; "
-                "go back to the former config, or set trainer.checkpoint_url to an empty folder to start anew"
-            )
-        try:
-            load_tensors(dict(tensors), storage_reader=reader, process_group=self._ranks.control)
-        except (CheckpointException, OSError, RuntimeError) as failure:
-            raise CutError(f"{folder.name}: tensors cannot be read: {_reason(failure)}") from None
+    def _plan(self, tensors: Tensors, folder: Path, *, was: ModelRecord | None, now: ModelRecord | None) -> Takeover:
+        saved, own = saved_shapes(folder), shapes_of_all(tensors, ranks=self._ranks)
+        if was is not None and now is not None:
+            return plan_takeover(folder.name, saved=saved, own=own, was=was, now=now)
+        return plan_exactly(folder.name, saved=saved, own=own)
 
 
 def _arrays_file(folder: Path, rank: int) -> Path:
@@ -248,15 +239,3 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         return load_arrays(path.read_bytes())
     except (OSError, SafetensorError) as error:
         raise DamagedCut(f"{path}: {error}") from None
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else str(list(shape))
-
-
-def _reason(failure: BaseException) -> str:
-    """The cause in one line; a CheckpointException holds one per rank."""
-    if isinstance(failure, CheckpointException):
-        causes = [f"rank {rank}: {error}" for rank, (error, _) in failure.failures.items()]
-        return "; ".join(cause.splitlines()[0] for cause in causes)
-    return str(failure).splitlines()[0]

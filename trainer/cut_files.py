@@ -14,6 +14,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from trainer.durable import replace_file, sync_folder, write_through
+from trainer.model_record import ModelRecord
 
 CURRENT = "current.json"
 RECORD = "cut.json"
@@ -71,6 +72,8 @@ class CutRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     schedule: tuple[Count, ...]
     """By rank, the partition whose turn is next."""
     versions: LastVersion = LastVersion()
+    model: ModelRecord | None = None
+    """None in a cut of an older trainer, which only the very same model can go on from."""
 
 
 class Current(msgspec.Struct, frozen=True):

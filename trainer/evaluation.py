@@ -149,6 +149,19 @@ def merge_states(states: Sequence[State]) -> State:
     }
 
 
+def of_labels(state: State, *, was: Sequence[str], now: Sequence[str]) -> State:
+    """The same state for other labels, taken over by name; a new label begins with nothing."""
+    if list(was) == list(now):
+        return state
+    moved = {}
+    for name, axis in (("sums", -1), ("scores", -2), ("window", -1), ("window_scores", -2)):
+        before = np.moveaxis(state[name], axis, 0)
+        nothing = np.zeros_like(before, shape=before.shape[1:])
+        parts = [before[was.index(label)] if label in was else nothing for label in now]
+        moved[name] = np.stack(parts, axis=axis)
+    return state | moved
+
+
 def _batch_sums(
     predictions: np.ndarray, *, labels: np.ndarray, weights: np.ndarray, scores: np.ndarray, cells: np.ndarray
 ) -> np.ndarray:

@@ -11,24 +11,40 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
 from stream.config import Config
 from stream.event_schema import EventSchema
-from trainer.cut import CutError, CutRecord, CutStore, LoadedCut
+from trainer.cut import CutRecord, CutStore
 from trainer.cut_files import LastVersion
-from trainer.evaluation import Evaluation, merge_states
+from trainer.cut_writer import CutWriter
+from trainer.description import describe
+from trainer.evaluation import Evaluation
 from trainer.latency import Ages
 from trainer.progress import TrainingState, merge_partitions
 from trainer.publishing import Publisher, take_snapshot
 from trainer.ranks import Ranks
-from trainer.sharding import TABLES, ShardedModel
+from trainer.resume import (
+    METRICS,
+    RANDOM,
+    Conditions,
+    Origin,
+    check_origin,
+    column_shards,
+    restore_metrics,
+    restore_random,
+    tell,
+    warn_of_other_losses,
+)
+from trainer.sharding import ShardedModel
+from trainer.staging import Staging
 from trainer.steps import StepLog
+from trainer.takeover import TakenOver
 from trainer.versions import Version, VersionError, VersionStore
+
+__all__ = ["Keeper", "KeeperCounts", "Origin", "Trained"]
 
 logger = logging.getLogger("trainer.keeper")
 
-METRICS, RANDOM = "metrics/", "random/torch"
 NO_CUT, NOT_TAKEN = "the cut was not written", "the version was not taken"
 
 
@@ -43,29 +59,21 @@ class Trained:
     steps: StepLog
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What a cut must agree with to be used."""
-
-    topic: str
-    topic_id: str
-    partitions: int
-    schema: str
-
-
 @dataclass
 class KeeperCounts:
     """What was kept, and what was not."""
 
     cuts: int = 0
     cut_failures: int = 0
+    cut_stall_ms: int = 0
+    """How long training stood still for them."""
     cut_fallbacks: int = 0
     reloads: int = 0
     reload_failures: int = 0
 
 
 class Keeper:
-    """Every method but the properties is a collective: all ranks call it at the same step boundary."""
+    """Every method that says nothing else is a collective: all ranks call it at the same step boundary."""
 
     def __init__(
         self, trained: Trained, *, config: Config, origin: Origin, ranks: Ranks, hook: Callable[[str], object]
@@ -75,13 +83,18 @@ class Keeper:
         self._origin = origin
         self._ranks = ranks
         self._threads = trainer.threads
-        self._cuts = CutStore(trainer.checkpoint_url, keep=trainer.keep_checkpoints, ranks=ranks, hook=hook)
+        url, keep = trainer.checkpoint_url, trainer.keep_checkpoints
+        self._cuts = CutStore(url, keep=keep, ranks=ranks.apart(), hook=hook)
+        self.cuts = CutWriter(self._cuts, staging=Staging(ranks))
         self._versions = VersionStore(trainer.versions_url, keep=trainer.keep_versions)
         self._config = _version_config(config)
+        self._model = describe(config)
         self.publisher = Publisher(self._versions, hook=hook)
         self.counts = KeeperCounts()
         self.cut = ""
         """The cut in force that this process wrote or came from."""
+        self.taken_over: TakenOver | None = None
+        """What became of the model when it went on from a cut."""
         self._errors: dict[str, str] = {}
 
     @property
@@ -97,40 +110,66 @@ class Keeper:
         trained = self._trained
         self._cuts.hold()
         self._cuts.clean()
-        loaded = self._cuts.load(trained.model.tensors())
+        loaded = self._cuts.load(trained.model.tensors(), model=self._model, check=self._check_origin)
         if loaded is None:
             trained.steps.keep_until(0)
             return
         for reason in loaded.passed_over:
             logger.error("a damaged cut was passed over", extra={"reason": reason, "taken": loaded.name})
         self.counts.cut_fallbacks += len(loaded.passed_over)
-        self._check_origin(loaded)
-        self._warn_of_other_losses(loaded.record)
-        record, state = loaded.record, trained.state
+        record, state, ranks = loaded.record, trained.state, self._ranks
+        now = Conditions(self._threads, ranks.world_size, column_shards(trained.model))
+        warn_of_other_losses(record, now)
         state.step, state.stream_time_ms = record.step, record.stream_time_ms
         own = {int(p): progress for p, progress in record.partitions.items()}
-        state.partitions = {p: v for p, v in own.items() if p % self._ranks.world_size == self._ranks.rank}
-        self._restore_arrays(loaded)
+        state.partitions = {p: v for p, v in own.items() if p % ranks.world_size == ranks.rank}
+        if record.world_size == ranks.world_size:
+            state.next_partition = record.schedule[ranks.rank]
+        restore_random(loaded.arrays, ranks=ranks)
+        labels = self._model.labels
+        restore_metrics(trained.evaluation, loaded.arrays, record=record, now=labels, ranks=ranks)
         trained.steps.keep_until(record.step)
-        self.cut = loaded.name
+        self.cut, self.taken_over = loaded.name, loaded.taken_over
+        if ranks.rank == 0:
+            tell(loaded.taken_over, self._cuts.root)
         logger.info("resumed", extra={"cut": loaded.name, "step": record.step, "samples": record.samples})
 
-    def checkpoint(self) -> bool:
-        """Write a cut; False, counted and reported, where that failed. The former one is then still in force."""
+    def _check_origin(self, name: str, record: CutRecord) -> None:
+        check_origin(name, record, self._origin)
+
+    def begin_cut(self) -> None:
+        """Copy the state and write it as a cut in the background; waits for the one before."""
+        started_s = time.monotonic()
         trained = self._trained
-        trained.steps.sync()
-        started = time.monotonic()
-        try:
-            self.cut = self._cuts.write(trained.model.tensors(), record=self._record(), arrays=self._arrays())
-        except CutError as error:
-            self.counts.cut_failures += 1
-            self._report(NO_CUT, error)
-            return False
-        self.counts.cuts += 1
-        self._errors.pop(NO_CUT, None)
-        seconds = round(time.monotonic() - started, 3)
-        logger.info("cut", extra={"cut": self.cut, "step": trained.state.step, "seconds": seconds})
-        return True
+        trained.steps.flush()
+        self.cuts.begin(
+            trained.model.tensors(),
+            record=self._record(),
+            arrays=self._arrays(),
+            before=trained.steps.sync,
+            started_s=started_s,
+        )
+
+    def checkpoint(self) -> bool:
+        """Write a cut and wait for it; False where that failed. The former one is then still in force."""
+        self.begin_cut()
+        self.cuts.wait()
+        self.note_cuts()
+        return not self.cuts.owes
+
+    def note_cuts(self) -> None:
+        """Count and report the cuts that ended in the background. Not a collective."""
+        for cut in self.cuts.ended():
+            self.counts.cut_stall_ms += round(cut.stalled_s * 1000)
+            if cut.error is not None:
+                self.counts.cut_failures += 1
+                self._report(NO_CUT, cut.error)
+                continue
+            self.counts.cuts += 1
+            self.cut = cut.name
+            self._errors.pop(NO_CUT, None)
+            seconds = {"stalled": round(cut.stalled_s, 3), "seconds": round(cut.written_s, 3)}
+            logger.info("cut", extra={"cut": cut.name, "step": cut.step, **seconds})
 
     def publish(self) -> None:
         """Copy the weights, and write them as a version in the background."""
@@ -180,7 +219,7 @@ class Keeper:
             stream_time_ms=max(time_ms for _, _, time_ms in parts),
             world_size=self._ranks.world_size,
             threads=self._threads,
-            column_shards=_column_shards(self._trained.model),
+            column_shards=column_shards(self._trained.model),
             written_ms=time.time_ns() // 1_000_000,
             topic=self._origin.topic,
             topic_id=self._origin.topic_id,
@@ -188,53 +227,12 @@ class Keeper:
             partitions={str(p): partitions[p] for p in sorted(partitions)},
             schedule=tuple(first for _, first, _ in parts),
             versions=LastVersion(last=self.publisher.version),
+            model=self._model,
         )
 
     def _arrays(self) -> dict[str, np.ndarray]:
         metrics = {f"{METRICS}{name}": array for name, array in self._trained.evaluation.state().items()}
         return metrics | {RANDOM: torch.get_rng_state().numpy()}
-
-    def _restore_arrays(self, loaded: LoadedCut) -> None:
-        rank = self._ranks.rank
-        states = [{k.removeprefix(METRICS): v for k, v in a.items() if k.startswith(METRICS)} for a in loaded.arrays]
-        if loaded.record.world_size == self._ranks.world_size:
-            self._restore_metrics(states[rank])
-            torch.set_rng_state(torch.from_numpy(loaded.arrays[rank][RANDOM].copy()))
-            self._trained.state.next_partition = loaded.record.schedule[rank]
-        elif rank == 0:
-            self._restore_metrics(merge_states(states))
-
-    def _restore_metrics(self, state: dict[str, np.ndarray]) -> None:
-        """Metrics of another form (an older cut's, other labels') begin anew, loudly: they are no reason to stop."""
-        try:
-            self._trained.evaluation.restore(state)
-        except ValueError as error:
-            logger.warning("the cut's metrics are not taken over, they begin anew", extra={"reason": str(error)})
-
-    def _check_origin(self, loaded: LoadedCut) -> None:
-        record, origin = loaded.record, self._origin
-        start_anew = "set trainer.checkpoint_url to an empty folder to start anew"
-        if (record.topic, record.topic_id) != (origin.topic, origin.topic_id):
-            raise CutError(
-                f"{loaded.name} was trained from topic '{record.topic}' ({record.topic_id}), but topics.batches is "
-                f"'{origin.topic}' ({origin.topic_id}): its positions mean nothing there; {start_anew}"
-            )
-        if any(int(p) >= origin.partitions for p in record.partitions):
-            raise CutError(f"{loaded.name} names partitions that '{origin.topic}' does not have; {start_anew}")
-        if record.schema != origin.schema:
-            raise CutError(
-                f"{loaded.name} was trained with other features, labels or dedup.salt, or another order of them: the "
-                f"batch schema was {record.schema} and is {origin.schema} now; "
-                f"go back to the former config, or {start_anew}"
-            )
-
-    def _warn_of_other_losses(self, record: CutRecord) -> None:
-        was = (record.threads, record.world_size, record.column_shards)
-        now = (self._threads, self._ranks.world_size, _column_shards(self._trained.model))
-        names = ("threads", "world_size", "column_shards")
-        if changed := {name: [a, b] for name, a, b in zip(names, was, now, strict=True) if a != b}:
-            text = "losses will not be bit for bit those of the former run"
-            logger.warning(text, extra={"was_and_is": changed})
 
     def _report(self, what: str, error: Exception) -> None:
         self._errors.pop(what, None)  # the newest stands last
@@ -254,12 +252,3 @@ def _version_config(config: Config) -> dict[str, Any]:
     }
     built: dict[str, Any] = msgspec.to_builtins(parts, str_keys=True)
     return built
-
-
-def _column_shards(model: ShardedModel) -> dict[str, int]:
-    shards: dict[str, int] = {}
-    for key, tensor in model.module.state_dict().items():
-        if key.startswith(TABLES):
-            metadata = tensor.metadata().shards_metadata if isinstance(tensor, ShardedTensor) else []
-            shards[key.split(".")[-2]] = len({shard.shard_offsets[1] for shard in metadata}) or 1
-    return shards

@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -147,9 +148,12 @@ class TrainingLoop:
         failed = self._failure is not None
         vector: list[int] = [fed.num_samples if fed else 0, has_data, self._stop.is_set(), failed]
         if self._ranks.rank == 0:
-            publisher = self._keeper.publisher
+            publisher, cuts = self._keeper.publisher, self._keeper.cuts
             wants = self._schedule.wants(
-                uncut=self._uncut, unpublished=self._unpublished or publisher.owes, publisher_busy=publisher.busy
+                uncut=self._uncut or cuts.owes,
+                unpublished=self._unpublished or publisher.owes,
+                cut_busy=cuts.busy,
+                publisher_busy=publisher.busy,
             )
             vector += [wants.checkpoint, wants.publish, wants.report, wants.reload, self._schedule.paused]
         else:
@@ -228,7 +232,8 @@ class TrainingLoop:
         self._paused = bool(agreed.paused)
         if agreed.reload and self._keeper.reload(agreed.reload):
             self._uncut = self._unpublished = True
-        if agreed.checkpoint and self._keeper.checkpoint():
+        if agreed.checkpoint:
+            self._keeper.begin_cut()
             self._uncut = False
         if agreed.publish:
             self._keeper.publish()
@@ -239,7 +244,8 @@ class TrainingLoop:
 
     def _finish(self) -> None:
         """The last cut and the last version, where there is something new."""
-        (uncut,) = self._ranks.sums([self._uncut])
+        self._keeper.cuts.wait()
+        (uncut,) = self._ranks.sums([self._uncut or self._keeper.cuts.owes])
         kept = not uncut or self._keeper.checkpoint()
         publisher = self._keeper.publisher
         publisher.wait(timeout_s=PUBLISHER_PATIENCE_S)
@@ -256,6 +262,7 @@ class TrainingLoop:
 
     def _report(self, state: str) -> None:
         trained, keeper = self._trained, self._keeper
+        keeper.note_cuts()
         ages = {"event_to_weights": trained.ages.event_to_weights, "append_to_weights": trained.ages.append_to_weights}
         report = RankReport(
             partitions=trained.state.partitions,
@@ -269,7 +276,8 @@ class TrainingLoop:
         )
         reports = self._ranks.gather(report)
         error = self._failure or keeper.last_error or keeper.publisher.last_error
-        summary = Summary(state, trained.state.step, keeper.publisher.version, keeper.cut, str(error or ""))
+        takeover = msgspec.to_builtins(keeper.taken_over)
+        summary = Summary(state, trained.state.step, keeper.publisher.version, keeper.cut, str(error or ""), takeover)
         if self._ranks.rank == 0:
             self._board.show(summary, reports)
 

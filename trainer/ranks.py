@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar, cast
 
@@ -25,6 +25,10 @@ class Ranks:
     device: torch.device
     control: dist.ProcessGroup
     """A gloo group for agreements and for objects on the host."""
+
+    def apart(self) -> Ranks:
+        """The same processes with a group of their own: another thread may agree while this one does."""
+        return replace(self, control=_new_group())
 
     def sums(self, values: Sequence[int]) -> list[int]:
         """The sum over all ranks, place by place."""
@@ -63,11 +67,14 @@ def join() -> Ranks:
         dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    control = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT))
-    return Ranks(dist.get_rank(), dist.get_world_size(), device, control)
+    return Ranks(dist.get_rank(), dist.get_world_size(), device, _new_group())
 
 
 def leave() -> None:
     """Say goodbye; after a failure the others notice it by themselves."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _new_group() -> dist.ProcessGroup:
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT))

@@ -30,6 +30,7 @@ class Schedule:
         self._orders = orders
         self._last_cut_ms = self._last_publication_ms = self._last_report_ms = _now_ms()
         self._standing = standing
+        self._cut_ordered = False
         self.paused = standing is not None and standing.paused
         self.orders_obeyed = 0
 
@@ -43,16 +44,19 @@ class Schedule:
         """Orders that were not understood."""
         return self._orders.refused if self._orders else 0
 
-    def wants(self, *, uncut: bool, unpublished: bool, publisher_busy: bool) -> Wants:
-        """`uncut`, `unpublished`: there is something new since the last cut, the last version."""
+    def wants(self, *, uncut: bool, unpublished: bool, cut_busy: bool, publisher_busy: bool) -> Wants:
+        """`uncut`, `unpublished`: there is something new since the last cut, the last version. `cut_busy`: not now."""
         now_ms = _now_ms()
         ordered = self._ordered()
-        checkpoint = ordered.checkpoint or (uncut and self._due(self._last_cut_ms, self._config.checkpoint_every_ms))
+        self._cut_ordered |= ordered.checkpoint
+        due = uncut and self._due(self._last_cut_ms, self._config.checkpoint_every_ms)
+        checkpoint = not cut_busy and (self._cut_ordered or due)
         publish = ordered.publish or (
             unpublished and not publisher_busy and self._due(self._last_publication_ms, self._config.publish_every_ms)
         )
         report = self._due(self._last_report_ms, REPORT_EVERY_MS)
-        self._last_cut_ms = now_ms if checkpoint else self._last_cut_ms
+        if checkpoint:
+            self._last_cut_ms, self._cut_ordered = now_ms, False
         self._last_publication_ms = now_ms if publish else self._last_publication_ms
         self._last_report_ms = now_ms if report else self._last_report_ms
         return Wants(checkpoint, publish, report, ordered.reload)

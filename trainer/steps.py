@@ -41,9 +41,12 @@ class StepLog:
         self._pending.append(msgspec.json.encode(line) + b"\n")
         self._write()
 
-    def sync(self) -> None:
-        """Wait until all lines are on the disk."""
+    def flush(self) -> None:
+        """Write what waits, if there is room again."""
         self._write()
+
+    def sync(self) -> None:
+        """Wait until all written lines are on the disk; any thread may call it."""
         if not self._path.exists():
             return
         descriptor = os.open(self._path, os.O_RDONLY)

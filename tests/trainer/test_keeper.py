@@ -60,19 +60,19 @@ def go_on(config: Config, ranks: Ranks) -> None:
     try:
         again.restore()
     finally:
-        lock = again._cuts._lock
-        assert lock is not None
-        lock.release()
+        again._cuts.release()
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     records = caplog.records
-    return [record for record in records if record.levelno >= logging.WARNING and record.name == "trainer.keeper"]
+    return [record for record in records if record.levelno >= logging.WARNING and record.name.startswith("trainer.")]
 
 
-def test_a_cut_of_other_labels_is_refused(tmp_path: Path, ranks: Ranks):
+def test_an_older_cut_of_other_labels_is_refused(tmp_path: Path, ranks: Ranks):
     config = folders(tmp_path)
-    assert keeper(config, ranks).checkpoint()
+    former = keeper(config, ranks)
+    former._model = None  # as cuts were, before they said what their model is
+    assert former.checkpoint()
     go_on(config, ranks)
     swapped = msgspec.structs.replace(config, labels=tuple(reversed(config.labels)))
     with pytest.raises(CutError, match=r"other features, labels .* was .* and is .*former config, or .*checkpoint_url"):

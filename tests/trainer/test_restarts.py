@@ -26,7 +26,7 @@ def is_paused(root: Path, *actions: str) -> bool:
     """After a start in which these orders came."""
     schedule = Schedule(TrainerConfig(), orders=Told(*actions), standing=StandingOrders(root))
     for _ in actions:
-        schedule.wants(uncut=False, unpublished=False, publisher_busy=False)
+        schedule.wants(uncut=False, unpublished=False, cut_busy=False, publisher_busy=False)
     return schedule.paused
 
 
