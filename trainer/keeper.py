@@ -134,6 +134,10 @@ class Keeper:
             tell(loaded.taken_over, self._cuts.root)
         logger.info("resumed", extra={"cut": loaded.name, "step": record.step, "samples": record.samples})
 
+    def release(self) -> None:
+        """Let another trainer have the folder of cuts. Not a collective."""
+        self._cuts.release()
+
     def _check_origin(self, name: str, record: CutRecord) -> None:
         check_origin(name, record, self._origin)
 

@@ -29,8 +29,9 @@ class CrashOnCue:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-if __name__ == "__main__":
-    crash = CrashOnCue(sys.argv[2] if len(sys.argv) > 2 else "never:0")
+def armed(cue: str) -> CrashOnCue:
+    """What the trainer is to be told its stages with; steps tell it by themselves."""
+    crash = CrashOnCue(cue)
     update = ShardedModel.update
 
     def update_or_crash(self: ShardedModel, loss: object) -> None:
@@ -38,4 +39,8 @@ if __name__ == "__main__":
         update(self, loss)
 
     ShardedModel.update = update_or_crash
-    sys.exit(app.run(load(Path(sys.argv[1])), hook=crash))
+    return crash
+
+
+if __name__ == "__main__":
+    sys.exit(app.run(load(Path(sys.argv[1])), hook=armed(sys.argv[2] if len(sys.argv) > 2 else "never:0")))
