@@ -5,7 +5,7 @@
 One rank on this machine, two tables with row-wise AdaGrad, no broker: steps are taken between the cuts, as fast as they
 come. Three ways to take the same cut, in turns: `waiting`, as a trainer would that writes and waits (the baseline);
 `background`, what the trainer does: copy into buffers that are reused, write in a thread, digests, fsync, rename;
-`async_save`, torch.distributed.checkpoint's own, tensors alone, without digests or fsync of names. `copy` is the copy of
+`async_save`, torch.distributed.checkpoint's own, tensors alone, without digests or fsync of names. `copy` is that of
 as many bytes alone. Stalls are wall time: on a busy machine read the ratios. `slower` is a step while a cut is written,
 in times of one that is not; resuming verifies all digests first. Medians of the rounds; the closing line is JSON.
 """
