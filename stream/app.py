@@ -152,7 +152,8 @@ class Host:
         view, counters = self._data_path.view, self._context.counters
         shown = status(view, worker=self._name, counters=counters, rates=self._rates, hanging=self._stuck.messages)
         refusal = self._stuck.refusal
-        return {**shown, "cannot_look": f"cannot look for hanging transactions: {refusal}" if refusal else ""}
+        cannot_look = f"cannot look for hanging transactions: {refusal}" if refusal else ""
+        return {**shown, "cannot_look": cannot_look, "cannot_hear": self._control.refusal}
 
     def _ready(self) -> bool:
         return self._control.ready and self._data_path.view.ready

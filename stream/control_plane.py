@@ -14,7 +14,9 @@ from mode import Service
 from stream.config import Config
 from stream.context import CLOSE, DRAIN, PAUSE, RESUME, Command
 from stream.control import ControlError, decode_control
+from stream.control_access import broker_access, without_effect
 from stream.kafka import KafkaError, end_offsets
+from stream.kafka.security import RequestRefused
 
 logger = logging.getLogger("stream.control_plane")
 
@@ -37,19 +39,29 @@ class ControlPlane(Service):
         self._app: faust.App | None = None
         self._next: dict[int, int] | None = None
         """By partition, the offset of the next order; None until the broker told the end."""
+        self.refusal = ""
+        """Why no order will ever be heard, if so: Faust does not speak what kafka.options ask for."""
 
     @property
     def ready(self) -> bool:
-        """Whether orders that are sent from now on will be heard."""
-        return self._next is not None
+        """Whether orders that are sent from now on will be heard, or none ever will."""
+        return self._next is not None or bool(self.refusal)
 
     @Service.task
     async def _keep(self) -> None:
         """Start it, look whether it lives, start it again."""
+        if unheard := without_effect(self._config.kafka.options):
+            logger.info("options without effect on the control topic", extra={"options": ", ".join(unheard)})
+        try:
+            access = broker_access(self._config.kafka.options)
+        except RequestRefused as error:
+            self.refusal = f"{error}; records flow on, orders go by signals alone"
+            logger.error("orders are not heard", extra={"reason": self.refusal})  # noqa: TRY400 - it has a name
+            return
         while not self.should_stop:
             try:
                 await asyncio.get_running_loop().run_in_executor(None, self._find_start)
-                self._app = self._make()
+                self._app = self._make(access)
                 await self._app.maybe_start()
                 logger.info("listening to the control topic", extra={"topic": self._config.topics.control})
                 await self._until_it_ends(self._app)
@@ -82,16 +94,17 @@ class ControlPlane(Service):
             except Exception:
                 logger.exception("the control plane does not stop")
 
-    def _make(self) -> faust.App:
+    def _make(self, access: dict[str, Any]) -> faust.App:
         app = faust.App(
             f"recd-control-{self._name}",
-            broker=f"kafka://{self._config.kafka.bootstrap}",
+            broker=[f"kafka://{server.strip()}" for server in self._config.kafka.bootstrap.split(",")],
             datadir=self._config.stream.data_dir,
             store="memory://",
             web_enabled=False,
             topic_disable_leader=True,
             consumer_auto_offset_reset="earliest",
             autodiscover=False,
+            **access,
         )
         topic = app.topic(self._config.topics.control, value_type=bytes, value_serializer="raw", internal=False)
 

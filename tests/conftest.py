@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 
 from recd.embedded import EmbeddedKafka, EmbeddedRedis
 from stream.compiled import warm
+from tests.secured_kafka import SecuredKafka
 
 # How long an example takes says how busy the machine is, not whether the property holds.
 settings.register_profile("recd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -53,9 +54,9 @@ def kernels() -> None:
 
 
 @pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedKafka]:
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
     """A broker for the whole run, started by the first test that asks."""
-    with EmbeddedKafka(tmp_path_factory.mktemp("kafka")) as server:
+    with SecuredKafka(tmp_path_factory.mktemp("kafka")) as server:
         yield server
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from recd.embedded import EmbeddedKafka, EmbeddedRedis
 from stream.counters import Counters
+from tests.secured_kafka import SecuredKafka
 from tests.stream.rig import ROOT, START_MS, Rig, traffic
 
 
@@ -62,8 +63,9 @@ def test_pages_control_and_stop(rig: Rig) -> None:
 
 
 @pytest.mark.kafka
-def test_close_ends_a_finite_stream(rig: Rig) -> None:
+def test_close_ends_a_finite_stream_also_where_the_broker_asks_for_a_password(rig: Rig, kafka: SecuredKafka) -> None:
     rig.tree["session"]["idle_after_ms"] = 3_600_000
+    rig.tree["kafka"] = kafka.secured()
     rig.write()
     rig.publish(traffic(sessions=20))
     with rig.app() as app:
