@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import asdict, dataclass
+from threading import Event
 from typing import Any
 
 import click
@@ -18,7 +19,10 @@ from stream.context import Clock
 from stream.replay.history import History, KafkaHistory
 from stream.replay.request import ReplayReport, ReplayRequest
 from stream.replay.run import Replay
+from stream.replay.runner import Runner
 from stream.replay.stretch import Bound
+
+EVENTS, SAMPLES = "events", "samples"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,7 @@ class ReplayOptions:
     speed: float | None
     follow: bool
     archive_url: str | None
+    what: str
 
 
 def run_replay(config: Config, options: ReplayOptions) -> ReplayReport:
@@ -42,7 +47,7 @@ def run_replay(config: Config, options: ReplayOptions) -> ReplayReport:
     request = _request(options)
     stop = stop_on_signals()
     clock = Clock(lambda: time.time_ns() // 1_000_000, lambda: time.monotonic_ns() // 1_000_000)
-    replay = Replay(config, request, history=_history(config, options.archive_url), clock=clock, stop=stop)
+    replay = _replay(config, request, options=options, clock=clock, stop=stop)
     with Progress(*_COLUMNS, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(f"-> {request.into}", total=None, said="")
 
@@ -55,7 +60,7 @@ def run_replay(config: Config, options: ReplayOptions) -> ReplayReport:
 def format_replay(report: ReplayReport) -> str:
     """For people."""
     written = report.written
-    head = f"Replayed {report.events:,} events from {report.begin} to {report.end} into '{report.into}'"
+    head = f"Replayed {report.events:,} {report.what} from {report.begin} to {report.end} into '{report.into}'"
     lines = [f"{head} in {report.wall_s:.1f} s: {written.samples:,} samples in {written.batches:,} batches"]
     if written.live_batches:
         lines.append(
@@ -93,15 +98,25 @@ _COLUMNS = (
 
 def _said(report: ReplayReport) -> str:
     live = f", {report.written.live_samples:,} live" if report.written.live_batches else ""
-    return f"{report.events:,} events, {report.written.samples:,} samples{live}"
+    return f"{report.events:,} {report.what}, {report.written.samples:,} samples{live}"
 
 
-def _history(config: Config, archive_url: str | None) -> History:
-    if archive_url is None:
-        return KafkaHistory(config)
-    from stream.archive.history import ArchiveHistory
+def _replay(config: Config, request: ReplayRequest, *, options: ReplayOptions, clock: Clock, stop: Event) -> Runner:
+    """Of what it was asked to read."""
+    if options.what == SAMPLES:
+        if options.archive_url is None:
+            raise click.UsageError("samples are read from an archive: add --archive URL")
+        from stream.archive.sample_history import ArchivedSamples
+        from stream.archive.sample_replay import SampleReplay
 
-    return ArchiveHistory(config, archive_url)
+        archive = ArchivedSamples(config, options.archive_url)
+        return SampleReplay(config, request, archive=archive, clock=clock, stop=stop)
+    history: History = KafkaHistory(config)
+    if options.archive_url is not None:
+        from stream.archive.history import ArchiveHistory
+
+        history = ArchiveHistory(config, options.archive_url)
+    return Replay(config, request, history=history, clock=clock, stop=stop)
 
 
 def _request(options: ReplayOptions) -> ReplayRequest:

@@ -27,8 +27,8 @@ class ArchiveHistory:
         self._store = ArchiveStore(url)
         topics = config.topics
         listed = files_at(read_manifest(config.kafka, topics.archive), self._store.url)
-        self._events = _by_partition(newest_log([f for f in listed if f.topic == topics.interactions]))
-        self._journal = _by_partition(newest_log([f for f in listed if f.topic == topics.journal]))
+        self._events = by_partition(newest_log([f for f in listed if f.topic == topics.interactions]))
+        self._journal = by_partition(newest_log([f for f in listed if f.topic == topics.journal]))
         if not self._events or not self._journal:
             raise ArchiveError(
                 f"{url}: the archive has no events and journal of '{topics.interactions}': `recd archive` writes them"
@@ -128,7 +128,7 @@ class ArchiveRecords:
                     yield cut_block(block, at, min(at + BLOCK_RECORDS, len(block.offsets)))
 
 
-def _by_partition(files: Iterable[FileRecord]) -> dict[int, list[FileRecord]]:
+def by_partition(files: Iterable[FileRecord]) -> dict[int, list[FileRecord]]:
     """By partition, its files in the order of the log, since the last gap."""
     found: dict[int, list[FileRecord]] = {}
     for file in sorted(files, key=lambda file: (file.partition, file.first_offset)):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,21 +17,32 @@ PAGE_BYTES = 8 << 20
 """Larger than usual: what repeats within a page is stored once."""
 
 
-def to_bytes(
-    columns: Sequence[tuple[pa.Field, pa.Array]], *, metadata: dict[str, str], small_ids: Iterable[str] = ()
-) -> bytes:
-    """One file of one row group; `small_ids` names lists whose ids fit into few bytes and hardly repeat.
+class Encoding(Enum):
+    """How Parquet writes the values of a column, before zstd."""
 
-    Lists stand as they are, not by dictionary: bit-packed indices of equal lists are not equal bytes, so zstd would not
-    find them. Whole numbers stand by dictionary, and where they are many, as differences.
+    PLAIN = "PLAIN"
+    SPLIT = "BYTE_STREAM_SPLIT"
+    """First bytes of all values, then second bytes, ..."""
+    DELTA = "DELTA_BINARY_PACKED"
+    """Of whole numbers: their differences."""
+    DICTIONARY = "DICTIONARY"
+
+
+def to_bytes(
+    columns: Sequence[tuple[pa.Field, pa.Array]],
+    *,
+    metadata: dict[str, str],
+    encodings: Mapping[str, Encoding] = MappingProxyType({}),
+) -> bytes:
+    """One file of one row group; `encodings` by column, where it is known what is best.
+
+    Else lists stand as they are, not by dictionary: bit-packed indices of equal lists are not equal bytes, so zstd
+    would not find them. Counts of the archive's own stand as differences, everything else by dictionary.
     """
     fields = [field for field, _ in columns]
     schema = pa.schema(fields, metadata=metadata)
     table = pa.table([array for _, array in columns], schema=schema)
-    counting = [f.name for f in fields if f.name.startswith("recd.") and pa.types.is_integer(f.type)]
-    by_dictionary = [f.name for f in fields if not pa.types.is_list(f.type) and f.name not in counting]
-    encodings = dict.fromkeys(counting, "DELTA_BINARY_PACKED")
-    encodings |= {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in small_ids}
+    chosen = {_path(field): encodings.get(field.name, _usual(field)) for field in fields}
     out = io.BytesIO()
     pq.write_table(
         table,
@@ -38,11 +51,27 @@ def to_bytes(
         compression_level=ZSTD_LEVEL,
         row_group_size=max(1, table.num_rows),
         data_page_size=PAGE_BYTES,
-        use_dictionary=by_dictionary,
-        column_encoding=encodings,
+        use_dictionary=[path for path, encoding in chosen.items() if encoding is Encoding.DICTIONARY],
+        column_encoding={
+            path: encoding.value
+            for path, encoding in chosen.items()
+            if encoding not in (Encoding.DICTIONARY, Encoding.PLAIN)
+        },
         write_page_checksum=True,
     )
     return out.getvalue()
+
+
+def _usual(field: pa.Field) -> Encoding:
+    if pa.types.is_list(field.type):
+        return Encoding.PLAIN
+    own = field.name.startswith("recd.") and pa.types.is_integer(field.type)
+    return Encoding.DELTA if own else Encoding.DICTIONARY
+
+
+def _path(field: pa.Field) -> str:
+    """The name of the column that holds the values."""
+    return f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
 
 
 def from_bytes(data: bytes, *, place: str) -> pa.Table:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from dedup_cache.arrays import Int64
 from stream.records import NO_WATERMARK
 
 
@@ -26,6 +29,16 @@ class Pace:
             self._first_ms, self._began_ms = event_time_ms, now_ms
         due_ms = self._began_ms + (event_time_ms - self._first_ms) / self._speed
         return max(0, round(due_ms - now_ms))
+
+    def num_due(self, event_times_ms: Int64, *, now_ms: int) -> int:
+        """How many of these, one after the other, may be processed now."""
+        if self._speed is None:
+            return event_times_ms.size
+        if not event_times_ms.size or self.wait_ms(int(event_times_ms[0]), now_ms=now_ms):
+            return 0
+        passed_ms = self._first_ms + (now_ms - self._began_ms) * self._speed
+        early = np.flatnonzero(event_times_ms > passed_ms)
+        return max(1, int(early[0])) if early.size else event_times_ms.size
 
 
 class Strides:

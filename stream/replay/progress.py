@@ -17,13 +17,15 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     begin: str
     """The bound at which the replay was asked to begin."""
     commit: int
-    """Number of the live run's commit up to which everything was written."""
+    """Number of the live run's commit up to which everything was written; 0 of archived samples."""
     resume: int
-    """Every record before this offset was replayed."""
+    """Every record before this offset was replayed; of archived samples, behind the last of their impressions."""
     seq: int
     """Samples of the partition up to here, as the live run counts them."""
     live: int | None = None
     """Behind the replay, with --follow: the offset of the live batches from which on they are to be copied."""
+    file: tuple[int, int] | None = None
+    """Of archived samples: partition and offset of the live batches at which the file of the last of them begins."""
 
 
 def encode_progress(progress: Progress) -> Committed:

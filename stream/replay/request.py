@@ -45,10 +45,13 @@ class ReplayReport:
     end: str
     resumed: bool
     """Whether it went on where an earlier run had stopped."""
+    what: str = "events"
+    """What it was made of: events, or archived samples."""
     complete: bool = False
     """Whether the end of the stretch was reached."""
     partitions: dict[int, PartitionReport] = field(default_factory=dict)
     events: int = 0
+    """Events, or samples, that were read."""
     late: int = 0
     quarantined: int = 0
     """Late and quarantined events are counted; the live run has written them."""

@@ -7,7 +7,6 @@ any moment and started again, it goes on behind what it committed.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from threading import Event
@@ -17,77 +16,40 @@ import msgspec
 from stream.config import Config
 from stream.context import Clock
 from stream.journal import Parameters
-from stream.kafka import TransactionAborted
 from stream.pipeline import PartitionPipeline, PipelineConfig
 from stream.records import CommitPoint
 from stream.replay.errors import OtherConfig, ReplayError
 from stream.replay.history import History
 from stream.replay.lanes import Lane, Lanes
-from stream.replay.live import Joint, LiveBatches
+from stream.replay.live import Joint
 from stream.replay.pace import Pace, Strides
 from stream.replay.partition import Emitted, ReplayPartition
 from stream.replay.progress import Progress
-from stream.replay.request import PartitionReport, ReplayReport, ReplayRequest
+from stream.replay.request import PartitionReport, ReplayRequest
+from stream.replay.runner import Done, Runner
 from stream.replay.stretch import Bound, Stretch, choose, go_on
 from stream.replay.target import Target
-
-logger = logging.getLogger("stream.replay")
-
-NAP_MS = 50
-FOLLOW_POLL_MS = 100
-MAX_UNCOMMITTED = 200_000
-"""Samples after which a transaction ends, however young it is."""
+from stream.transforms import Transforms
 
 
-class Replay:
-    """One run of a replay. `run` blocks until the end of the stretch, or, with `follow`, until `stop`."""
+class Replay(Runner):
+    """A replay of events, made again as the journal says."""
 
     def __init__(self, config: Config, request: ReplayRequest, *, history: History, clock: Clock, stop: Event) -> None:
-        self._config = config
-        self._request = request
+        super().__init__(config, request, begin=str(request.first), clock=clock, stop=stop)
         self._history = history
-        self._clock = clock
-        self._stop = stop
         self._parameters = Parameters.of(config)
         self._pace = Pace(request.speed)
+        self._transforms = Transforms(config.features, config.derived)
         self._strides = Strides(is_bound=self._pace.is_bound)
-        self._committed_ms = clock.monotonic_ms()
         self._stretches: dict[int, Stretch] = {}
         self._positions: dict[int, int] = {}
-        self._on_progress: Callable[[int, int], object] = lambda _done, _total: None
-        self.report = ReplayReport(request.into, str(request.first), _end_text(request), resumed=False)
 
-    def run(self, *, on_progress: Callable[[int, int], object] = lambda _done, _total: None) -> ReplayReport:
-        """Until the end, or until told to stop; `on_progress` hears (offsets done, offsets of the stretch).
-
-        Raises ReplayError, Fenced (another replay writes this topic), JournalError, KafkaError.
-        """
-        self._on_progress = on_progress
-        began_ms = self._clock.monotonic_ms()
-        with Target(self._config, self._request.into, begin=str(self._request.first)) as target:
-            while True:
-                try:
-                    self._attempt(target)
-                except TransactionAborted as error:
-                    logger.warning("replay goes back to what is committed", extra={"reason": str(error)})
-                    self.report.aborts += 1
-                    target.abort(on_wait=self._on_wait)
-                else:
-                    break
-        self.report.wall_s = (self._clock.monotonic_ms() - began_ms) / 1000
-        return self.report
-
-    def _attempt(self, target: Target) -> None:
-        """From what is committed to the end. Raises TransactionAborted: nothing of what is under way will be seen."""
-        progress = target.open(on_wait=self._on_wait)
-        self.report.resumed = self.report.resumed or bool(progress)
+    def _make(self, target: Target, progress: Mapping[int, Progress]) -> None:
         self._stretches = self._choose(progress)
         for number, stretch in self._stretches.items():
-            target.begin_at(number, seq=stretch.start.record.seq)
+            target.begin_at(number, seq=stretch.start.record.seq, transforms=self._transforms)
         self._replay(target)
-        self.report.complete = not self._stop.is_set()
-        if self._request.follow and not self._stop.is_set():
-            self._follow(target, self._joints(progress))
 
     # The stretch.
 
@@ -174,7 +136,7 @@ class Replay:
             return False
         wait_ms = self._pace.wait_ms(lane.partition.event_time_ms, now_ms=self._clock.monotonic_ms())
         if wait_ms:
-            self._stop.wait(min(wait_ms, NAP_MS) / 1000)
+            self._nap(wait_ms)
         return wait_ms > 0
 
     def _take(self, target: Target, lane: Lane, emitted: Emitted) -> None:
@@ -200,49 +162,14 @@ class Replay:
 
     # Behind the stretch.
 
-    def _joints(self, progress: Mapping[int, Progress]) -> dict[int, Joint]:
+    def _joints(self, progress: Mapping[int, Progress]) -> Mapping[int, Joint]:
         joints = {number: Joint(one, 0) for number, one in progress.items() if one.live is not None}
         for number, stretch in self._stretches.items():
             last = stretch.last.record
-            here = Progress(begin=str(self._request.first), commit=last.commit, resume=last.resume, seq=last.seq)
+            here = Progress(begin=self._begin, commit=last.commit, resume=last.resume, seq=last.seq)
             joints[number] = Joint(here, stretch.last.written_ms)
         return joints
 
-    def _follow(self, target: Target, joints: Mapping[int, Joint]) -> None:
-        """Copy the live batches until told to stop."""
-        reached = {number: joint.progress for number, joint in joints.items()}
-        live = LiveBatches(self._config, joints)
-        try:
-            while not self._stop.is_set():
-                for batch in live.poll(timeout_ms=FOLLOW_POLL_MS):
-                    reached[batch.partition] = target.copy(batch, after=reached[batch.partition])
-                    self.report.partitions[batch.partition].to_sample = batch.seq + batch.num_samples
-                self._commit_when_due(target)
-            self._commit(target)
-        finally:
-            live.close()
-
-    # What they are made of.
-
-    def _on_wait(self, message: str) -> None:
-        """Called while the broker is waited for."""
-        logger.warning("waiting for the broker", extra={"reason": message})
-        if self._stop.is_set():
-            raise ReplayError(f"stopped while waiting for the broker ({message}); start it again to go on")
-
-    def _commit_when_due(self, target: Target) -> None:
-        since_ms = self._clock.monotonic_ms() - self._committed_ms
-        if since_ms >= self._config.batch.max_wait_ms or target.samples_under_way > MAX_UNCOMMITTED:
-            self._commit(target)
-
-    def _commit(self, target: Target) -> None:
-        self.report.written.add(target.commit(now_ms=self._clock.wall_ms(), on_wait=self._on_wait))
-        self._committed_ms = self._clock.monotonic_ms()
+    def _done(self) -> Done:
         done = sum(self._positions[p] - s.start.record.resume for p, s in self._stretches.items())
-        self._on_progress(done, sum(stretch.num_offsets for stretch in self._stretches.values()))
-
-
-def _end_text(request: ReplayRequest) -> str:
-    if request.follow:
-        return "the live batches"
-    return "the newest entry" if request.last == Bound() else str(request.last)
+        return Done(done, sum(stretch.num_offsets for stretch in self._stretches.values()))

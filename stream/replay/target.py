@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from dedup_cache import BatchSchema, MemoryStore
-from stream.builder import BatchBuilder, BatchLimits, BuiltBatch
+from stream.builder import BatchBuilder, BatchLimits, BuiltBatch, LargeSample
 from stream.columns import batch_schema
 from stream.config import Config
 from stream.indexer import Indexer, ReferencePolicy
@@ -72,7 +72,6 @@ class Target:
         self._indexer = Indexer(
             self._schema, store=MemoryStore(), policy=ReferencePolicy(EVERYTHING_INLINE, EVERYTHING_INLINE)
         )
-        self._transforms = Transforms(config.features, config.derived)
         self._builders: dict[int, BatchBuilder] = {}
         self._counts: dict[int, int] = {}
         self._reached: dict[int, Progress] = {}
@@ -124,8 +123,8 @@ class Target:
                 )
         return found
 
-    def begin_at(self, partition: int, *, seq: int) -> None:
-        """Of this partition, `seq` samples come before what is written next."""
+    def begin_at(self, partition: int, *, seq: int, transforms: Transforms) -> None:
+        """Of this partition, `seq` samples come before what is written next; `transforms` are yet to be done."""
         self._counts[partition] = seq
         self._builders[partition] = BatchBuilder(
             self._schema,
@@ -134,15 +133,13 @@ class Target:
             seq=seq,
             limits=self._limits,
             indexer=self._indexer,
-            transforms=self._transforms,
+            transforms=transforms,
         )
 
     def take(self, partition: int, blocks: Iterable[SampleBlock], *, reached: JournalRecord, now_ms: int) -> None:
         """The samples up to a journal entry. Raises Diverged, TransactionAborted, Fenced."""
         for block in blocks:
-            added = self._builders[partition].add(block, now_ms=now_ms)
-            self._counts[partition] += block.num_samples - len(added.too_large)
-            self._send(partition, added.batches)
+            self._add(partition, block, now_ms=now_ms)
         if (count := self._counts[partition]) != reached.seq:
             raise Diverged(
                 f"{self._config.topics.interactions}[{partition}]@{reached.resume}: the live run had made "
@@ -150,6 +147,24 @@ class Target:
                 "written. Use the configuration that the live run had (events, features, labels, batch.max_bytes)"
             )
         self._reached[partition] = self._progress(reached.commit, reached.resume, reached.seq)
+
+    def take_archived(
+        self, partition: int, block: SampleBlock, *, after: Progress, file: tuple[int, int], now_ms: int
+    ) -> Progress:
+        """Samples of the file that begins at this place of the live batches; returns how far the partition is then.
+
+        Raises ReplayError (a sample that does not fit into a batch), TransactionAborted, Fenced.
+        """
+        if large := self._add(partition, block, now_ms=now_ms):
+            raise ReplayError(
+                f"{self._config.topics.interactions}[{partition}]@{large[0].offset}: the sample has {large[0].size} "
+                f"bytes, and batches here have at most {self._limits.max_bytes}: raise batch.max_bytes to that of the "
+                "live run, and max.message.bytes of the topic"
+            )
+        resume = max(after.resume, int(block.offsets.max()) + 1)
+        progress = self._progress(0, resume, self._counts[partition], file=file)
+        self._reached[partition] = progress
+        return progress
 
     def copy(self, batch: LiveBatch, *, after: Progress) -> Progress:
         """A live batch as it stands; returns how far the partition is then. Raises TransactionAborted, Fenced."""
@@ -185,8 +200,17 @@ class Target:
         self._reached.clear()
         self._tally = Tally()
 
-    def _progress(self, commit: int, resume: int, seq: int, *, live: int | None = None) -> Progress:
-        return Progress(begin=self._begin, commit=commit, resume=resume, seq=seq, live=live)
+    def _progress(
+        self, commit: int, resume: int, seq: int, *, live: int | None = None, file: tuple[int, int] | None = None
+    ) -> Progress:
+        return Progress(begin=self._begin, commit=commit, resume=resume, seq=seq, live=live, file=file)
+
+    def _add(self, partition: int, block: SampleBlock, *, now_ms: int) -> list[LargeSample]:
+        """Returns the samples that no batch can hold."""
+        added = self._builders[partition].add(block, now_ms=now_ms)
+        self._counts[partition] += block.num_samples - len(added.too_large)
+        self._send(partition, added.batches)
+        return added.too_large
 
     def _begin_transaction(self) -> None:
         if not self._writer.in_transaction:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from threading import Event
 from typing import Any
@@ -13,11 +15,11 @@ from dedup_cache import Batch, decode, expand
 from stream.columns import batch_schema
 from stream.config import Config
 from stream.context import Clock
-from stream.kafka import end_offsets
+from stream.kafka import KafkaError, end_offsets
 from stream.replay.history import History, KafkaHistory
 from stream.replay.request import ReplayReport, ReplayRequest
 from stream.replay.run import Replay
-from tests.stream.rig import Rig, read_all
+from tests.stream.rig import ROOT, Rig, read_all
 from trainer.resolver import Resolver, ValuesLog
 
 
@@ -59,6 +61,20 @@ def replay(rig: Rig, into: str, *, history: History | None = None, **request: An
     history = history or KafkaHistory(rig.config)
     asked = ReplayRequest(into=rig.prefix + into, **request)
     return Replay(rig.config, asked, history=history, clock=clock, stop=Event()).run()
+
+
+def start_replay(rig: Rig, into: str, *options: str) -> subprocess.Popen[str]:
+    """`recd replay`, as an operator does."""
+    command = [sys.executable, "-m", "recd", "replay", "--config", str(rig.config_path), "--into", into, *options]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def has_batches(rig: Rig, into: str) -> bool:
+    """Whether a replay has written anything."""
+    try:
+        return any(end_offsets(rig.config.kafka, rig.prefix + into).values())
+    except KafkaError:
+        return False
 
 
 class Naps(Event):

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dedup_cache import sample_position
 from recd.archive import ArchiveOptions, list_files, make_archiver
 from recd.embedded import EmbeddedKafka, EmbeddedRedis
 from stream.archive.errors import ArchiveError, ArchiveGap, FileDamaged
@@ -161,11 +162,12 @@ def sample_rows(batch: Any) -> list[dict[str, Any]]:
     rows = []
     for i in range(batch.num_samples):
         row = {
-            "recd.sample_id": int(batch.sample_ids[i]),
+            "recd.source_topic": batch.meta.source_topic,
+            "recd.offset": int(sample_position(batch.sample_ids[i : i + 1]).offset[0]),
             "recd.source_partition": batch.meta.source_partition,
             "recd.seq": batch.meta.seq + i,
             "recd.event_time_ms": int(batch.event_times_ms[i]),
-            "recd.append_time_ms": int(batch.append_times_ms[i]),
+            "recd.append_delay_ms": int(batch.append_times_ms[i] - batch.event_times_ms[i]),
             "recd.weight": float(batch.weights[i]),
             "label.click": float(batch.labels[i, 0]),
             "score.click": None,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,11 @@ from typing import Any
 import pytest
 
 from recd.embedded import EmbeddedKafka, EmbeddedRedis
-from stream.kafka import KafkaError, Writer, create_topic, end_offsets
+from stream.kafka import Writer, create_topic
 from stream.replay.errors import NoJournal, OtherConfig, OtherReplay, RangeGone, ReplayError
 from stream.replay.stretch import Bound
-from tests.stream.replays import batches_of, delete_records, paced, replay, rows_of
-from tests.stream.rig import ROOT, START_MS, Rig, read_all, traffic, wait_until
+from tests.stream.replays import batches_of, delete_records, has_batches, paced, replay, rows_of, start_replay
+from tests.stream.rig import START_MS, Rig, read_all, traffic, wait_until
 
 pytestmark = pytest.mark.kafka
 
@@ -28,11 +26,6 @@ def rig(tmp_path: Path, kafka: EmbeddedKafka, redis_server: EmbeddedRedis, topic
     rig.write()
     yield rig
     rig.close()
-
-
-def start_replay(rig: Rig, into: str, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "recd", "replay", "--config", str(rig.config_path), "--into", into, *options]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def samples_in(rig: Rig, into: str) -> int:
@@ -78,13 +71,6 @@ def test_a_replay_is_the_live_run_once_more(rig: Rig) -> None:
     assert 0 < samples_in(rig, "killed") < whole.written.samples
     replay(rig, "killed")
     assert rows_of(rig.config, rig.prefix + "killed") == live
-
-
-def has_batches(rig: Rig, into: str) -> bool:
-    try:
-        return any(end_offsets(rig.config.kafka, rig.prefix + into).values())
-    except KafkaError:
-        return False
 
 
 def test_a_replay_that_follows_joins_the_live_run(rig: Rig) -> None:
