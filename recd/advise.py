@@ -14,6 +14,7 @@ from stream.advice import Advice, Observer, advise, with_session_start
 from stream.builder import concat_samples
 from stream.compiled import warm
 from stream.config import Config, ConfigError
+from stream.events import Decoder
 from stream.kafka import Message, Reader, begin_offsets, end_offsets, offsets_at
 from stream.pipeline import PartitionPipeline, PipelineConfig
 from stream.records import CommitPoint, PipelineOutput, RecordBlock
@@ -21,6 +22,7 @@ from stream.records import CommitPoint, PipelineOutput, RecordBlock
 DEFAULT_RECORDS = 50_000
 POLL_RECORDS = 5_000
 LEGEND = (
+    "side: whose value it is, by what it follows; what is the user's and what is the item's never share a group. "
     "same in session: p, how often the value of a sample is that of the sample before it in its session. across: how "
     "often a user's session begins with the value with which the last one ended. expected: S / (1 + (S-1)(1-p)). "
     "measured: samples per distinct value in batches of batch.max_samples. slices: times fewer ids as slices."
@@ -84,6 +86,8 @@ def _stretches(
 
 def _observe(config: Config, observer: Observer, partition: int, stretch: Stretch) -> None:
     """One partition: through the pipeline, every session closed at the end."""
+    decoder = Decoder(config.events, features=(), labels=(), max_ahead_ms=config.session.max_ahead_ms)
+    items: dict[int, int] = {}
     pipeline = PartitionPipeline(PipelineConfig.of(config), partition=partition, start=CommitPoint(stretch.first))
     outputs: list[PipelineOutput] = []
     keys: dict[int, bytes | None] = {}
@@ -94,12 +98,24 @@ def _observe(config: Config, observer: Observer, partition: int, stretch: Stretc
             empty_polls = 0 if found else empty_polls + 1
             messages = [message for message in found if message.offset < stretch.end]
             keys.update({message.offset: message.key for message in messages})
-            outputs.append(pipeline.feed(_block(partition, messages)))
+            block = _block(partition, messages)
+            items.update(_items(decoder, block))
+            outputs.append(pipeline.feed(block))
     outputs.append(pipeline.advance(pipeline.close_all_watermark_ms()))
     blocks = [output.samples for output in outputs if output.samples is not None]
     if blocks:
         samples = concat_samples(blocks)
-        observer.add(samples, [keys[offset] for offset in samples.offsets.tolist()])
+        offsets = samples.offsets.tolist()
+        numbers = {item: number for number, item in enumerate(dict.fromkeys(items.values()))}
+        shown = [numbers[items[offset]] if offset in items else -1 for offset in offsets]
+        observer.add(samples, [keys[offset] for offset in offsets], np.array(shown, np.int64))
+
+
+def _items(decoder: Decoder, block: RecordBlock) -> dict[int, int]:
+    """By offset, the identity of the item of an event that has one."""
+    rows = decoder.decode(block).events.rows
+    rows = rows[rows["has_item"]]
+    return dict(zip(rows["offset"].tolist(), rows["item"].tolist(), strict=True))
 
 
 def _block(partition: int, messages: list[Message]) -> RecordBlock:
@@ -122,6 +138,9 @@ def show(advice: Advice, console: Console) -> None:
     console.print(
         f"\n{advice.samples:,} samples in {advice.sessions:,} sessions: "
         f"S = {advice.samples_per_session:.2f} samples a session\n"
+        f"Bytes a sample before compression: {advice.bytes_plain:,.0f} plain, {advice.bytes_now:,.0f} as batches hold "
+        f"them now ({_times(advice, advice.bytes_now)}), {advice.bytes_advised:,.0f} in groups as they should be "
+        f"({_times(advice, advice.bytes_advised)})\n"
     )
     console.print(Group(*_tables(advice)))
     console.print(f"[dim]{LEGEND}[/]\n")
@@ -131,8 +150,12 @@ def show(advice: Advice, console: Console) -> None:
     console.print(advice.yaml, markup=False, highlight=False, soft_wrap=True)
 
 
+def _times(advice: Advice, bytes_: float) -> str:
+    return f"{advice.bytes_plain / max(1e-9, bytes_):.2f}x"
+
+
 def _tables(advice: Advice) -> list[RenderableType]:
-    features = Table("feature", "group", title="features", title_justify="left")
+    features = Table("feature", "group", "side", title="features", title_justify="left")
     for head in ("bytes", "same in session", "across", "expected", "measured", "slices"):
         features.add_column(head, justify="right")
     features.add_column("advice")
@@ -142,6 +165,7 @@ def _tables(advice: Advice) -> list[RenderableType]:
         features.add_row(
             f.name,
             f.group,
+            f.side,
             f"{f.bytes_per_sample:,.0f}",
             f"{f.repeats:.1%}",
             "-" if f.repeats_across is None else f"{f.repeats_across:.0%}",

@@ -1,6 +1,7 @@
 """`recd advise` on traffic whose rates are known, from a real topic; what it says to paste loads and runs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from recd.embedded import EmbeddedKafka
 from recd.presets import preset_path
 from stream.advice.grouping import Candidate, greedy_groups
 from stream.advice.report import factor, kept_together
+from stream.advice.sides import Following, Side, sample_pairs
 from stream.builder import concat_samples
 from stream.config import Config, DerivedConfig, FeatureConfig, load, to_yaml
 from stream.generator import GeneratorOptions, generate
@@ -84,6 +86,12 @@ def test_the_rates_of_the_traffic_are_found_and_the_groups_follow(traffic: Confi
     rhythms = [("calm_0", "calm_1", "user_stats"), ("front_0", "front_1"), ("back_0",), ("item_id", "item_0")]
     assert all(len({group[name] for name in names}) == 1 for names in rhythms)
     assert len({group[names[0]] for names in rhythms}) == 4
+    sides = {name: feature["side"] for name, feature in found.items()}
+    assert sides == {
+        **dict.fromkeys((*RATES, "user_stats", "country"), "user"),
+        **dict.fromkeys(("item_0", "item_id"), "item"),
+    }
+    assert advice["bytes_plain"] > advice["bytes_now"] > advice["bytes_advised"] > 0
     slices = {name: found[name]["slices"] for name in (*RATES, "item_0", "item_id")}
     on, off = ("front_0", "front_1", "back_0"), ("calm_0", "calm_1", "item_0")
     assert slices == {**dict.fromkeys(on, "always"), **dict.fromkeys(off, "never"), "item_id": "auto"}
@@ -173,6 +181,48 @@ def test_items_that_come_back_stay_apart_from_what_never_does() -> None:
     item = Candidate(("item",), 100.0, always, items)
     history = Candidate(("history",), 100.0, always, np.arange(2_000, dtype=np.uint64))
     assert greedy_groups([item, history], sessions=1) == [("item",), ("history",)]
+
+
+def test_a_user_and_an_item_never_share_a_group_whatever_it_would_save() -> None:
+    """Sessions of one sample: nothing repeats, so one inverse for all would be cheapest."""
+    keys, never = np.arange(2_000, dtype=np.uint64), np.zeros(0, np.bool_)
+    sides = {"who": Side.USER, "what": Side.ITEM, "age": Side.USER, "price": Side.ITEM, "hour": Side.OPEN}
+    features = [Candidate((name,), 100.0, never, keys, side) for name, side in sides.items()]
+    groups = greedy_groups(features, sessions=2_000)
+    assert sorted(len(group) for group in groups) == [2, 3]
+    assert not any({"who", "age"} & set(group) and {"what", "price"} & set(group) for group in groups)
+    assert len(greedy_groups([replace(one, side=Side.OPEN) for one in features], sessions=2_000)) == 1
+
+
+def test_a_small_feature_has_no_group_of_its_own() -> None:
+    """Its few values would save less than half a percent."""
+    random = np.random.default_rng(0)
+    item = Candidate(("item",), 500.0, np.ones(1_999, np.bool_), np.arange(2_000, dtype=np.uint64))
+    colours = random.integers(0, 5, 2_000).astype(np.uint64)
+    colour = Candidate(("colour",), 4.6, colours[1:] != colours[:-1], colours)
+    assert greedy_groups([item, colour], sessions=1) == [("item", "colour")]
+    assert len(greedy_groups([item, replace(colour, row_bytes=50.0)], sessions=1)) == 2
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_whose_a_value_is_shows_in_what_it_follows(known: bool) -> None:
+    random = np.random.default_rng(0)
+    users = np.repeat(np.arange(300), 4)
+    items = random.integers(0, 100, users.size)
+    chance = random.integers(0, 2**60, 2_000).astype(np.uint64)
+    pairs = sample_pairs(users, users, items if known else np.full(users.size, -1))
+    values = {
+        Side.USER: chance[users],
+        Side.ITEM: chance[items],
+        Side.CONTEXT: random.integers(0, 24, users.size).astype(np.uint64),
+        Side.OPEN: np.zeros(users.size, np.uint64),
+    }
+    for side, value in values.items():
+        following = Following()
+        following.add(value, pairs)
+        expected = Side.CONTEXT if side is Side.ITEM and not known else side
+        assert following.side(slides=False) is expected
+    assert Following().side(slides=True) is Side.USER
 
 
 def test_what_a_derived_feature_reads_stays_together() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from dedup_cache import Jagged, Rows, distinct, fingerprints
 from dedup_cache.arrays import Bool, Int64, UInt64
 from dedup_cache.slices import overlapped
+from stream.advice.sides import Following, sample_pairs
 from stream.builder import take_samples
 from stream.config import Config, FeatureConfig
 from stream.records import SampleBlock
@@ -51,6 +52,7 @@ class FeatureCounts:
     """Their ids, one value behind the other."""
     sliced_ids: int = 0
     """Their ids as slices."""
+    following: Following = field(default_factory=Following)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +80,11 @@ class Observer:
         self._last: dict[str, dict[bytes | int, tuple[int, int]]] = {f.name: {} for f in config.features}
         self._samples = self._sessions = self._batches = 0
 
-    def add(self, block: SampleBlock, keys: list[bytes | None]) -> None:
+    def add(self, block: SampleBlock, keys: list[bytes | None], items: Int64) -> None:
         """Samples of one partition in order of closing, whole sessions side by side; `keys` of their records.
 
-        The block is of a configuration from `with_session_start`.
+        `items` int64[S]: which item each shows, numbered from 0 on; -1: not known. The block is of a configuration from
+        `with_session_start`.
         """
         starts = block.event_times_ms - block.groups[SESSION_START].dense[:, 0].astype(np.int64)
         users = [key if key is not None else ~place for place, key in enumerate(keys)]
@@ -95,11 +98,13 @@ class Observer:
         self._sessions += firsts.size
         batch_of = self._batches + np.arange(block.num_samples) // self._batch
         self._batches = int(batch_of[-1]) + 1
+        pairs = sample_pairs(np.cumsum(first), user_of, items)
         for feature in self._features:
             counts, rows = self._counts[feature.name], feature_rows(block, feature, columns=self._places[feature.name])
             prints = fingerprints(rows, salt=b"")
             counts.changed.append((prints[1:] != prints[:-1]).any(axis=1)[~first[1:]])
             counts.keys.append(joined_keys(prints[:, 0], batch_of.astype(np.uint64)))
+            counts.following.add(prints[:, 0], pairs)
             self._across(feature.name, prints, firsts=firsts, lasts=lasts, users=[users[i] for i in firsts.tolist()])
             for column in rows.lists.values():
                 counts.ids += int(column.lengths.sum(dtype=np.int64))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 import yaml
 
-from dedup_cache.arrays import UInt64
-from stream.advice.grouping import Candidate, greedy_groups
-from stream.advice.observe import FeatureCounts, Observed, joined_keys
+from stream.advice.grouping import Candidate, greedy_groups, joined
+from stream.advice.observe import FeatureCounts, Observed
+from stream.advice.sides import Side
 from stream.config import Config, DerivedConfig, FeatureConfig
 
 ID_BYTES, NUMBER_BYTES, SLICE_BYTES = 8, 4, 8
@@ -27,6 +27,8 @@ class FeatureAdvice:
     group: str
     """Where it is now."""
     better_group: str
+    side: str
+    """Whose it is: user, item, session, context, or any (see sides)."""
     bytes_per_sample: float
     """Plain: 8 an id and 4 a row, or 4 a number."""
     repeats: float
@@ -62,6 +64,12 @@ class Advice:
     samples_per_session: float
     features: tuple[FeatureAdvice, ...]
     groups: tuple[GroupAdvice, ...]
+    bytes_plain: float
+    """Of a sample, one row each, before compression."""
+    bytes_now: float
+    """Distinct rows in the groups of the configuration, slices where they pay."""
+    bytes_advised: float
+    """Distinct rows in the groups as they should be."""
     yaml: str
     """The `features` section of a configuration."""
 
@@ -74,26 +82,28 @@ def factor(per_session: float, repeats: float) -> float:
 def advise(config: Config, observed: Observed) -> Advice:
     """Advice from what was observed of the features of `config`."""
     changed = {name: _flat(counts) for name, counts in observed.features.items()}
+    sides = {f.name: _side(f, observed.features[f.name]) for f in config.features}
     sizes = {f.name: _row_bytes(f, observed.features[f.name]) for f in config.features}
-    candidates = [
-        Candidate(
-            names,
-            sum(sizes[name] for name in names),
-            np.logical_or.reduce([changed[name] for name in names]),
-            _joined([np.concatenate(observed.features[name].keys) for name in names]),
-        )
-        for names in kept_together(config.features, config.derived)
-    ]
-    groups = greedy_groups(candidates, sessions=observed.sessions)
+    single = {
+        name: Candidate((name,), sizes[name], changed[name], np.concatenate(counts.keys), sides[name])
+        for name, counts in observed.features.items()
+    }
+    together = [joined([single[name] for name in names]) for names in kept_together(config.features, config.derived)]
+    groups = greedy_groups(together, sessions=observed.sessions)
     named = _named(groups, config=config, observed=observed)
     better = {name: group for group, names in named.items() for name in names}
-    features = tuple(_feature(f, observed, changed[f.name], better=better[f.name]) for f in config.features)
+    features = tuple(
+        _feature(f, observed, changed[f.name], better=better[f.name], side=sides[f.name]) for f in config.features
+    )
     return Advice(
         samples=observed.samples,
         sessions=observed.sessions,
         samples_per_session=observed.per_session,
         features=features,
         groups=tuple(_group(group, names, observed, changed) for group, names in named.items()),
+        bytes_plain=sum(feature.bytes_per_sample for feature in features),
+        bytes_now=_bytes_a_sample(_present(config.features), single),
+        bytes_advised=_bytes_a_sample(groups, single),
         yaml=to_paste(config.features, features),
     )
 
@@ -119,11 +129,14 @@ def kept_together(features: Sequence[FeatureConfig], derived: Sequence[DerivedCo
     return list(dict.fromkeys(tuple(n for n in order if n in owner[name]) for name in order))
 
 
-def _joined(keys: list[UInt64]) -> UInt64:
-    together = keys[0]
-    for more in keys[1:]:
-        together = joined_keys(together, more)
-    return together
+def _present(features: Sequence[FeatureConfig]) -> list[tuple[str, ...]]:
+    groups = dict.fromkeys(feature.group for feature in features)
+    return [tuple(feature.name for feature in features if feature.group == group) for group in groups]
+
+
+def _bytes_a_sample(groups: Sequence[tuple[str, ...]], single: Mapping[str, Candidate]) -> float:
+    made = [joined([single[name] for name in names]) for names in groups]
+    return sum(group.bytes / group.keys.size for group in made)
 
 
 def _flat(counts: FeatureCounts) -> np.ndarray:
@@ -150,7 +163,15 @@ def _slice_factor(counts: FeatureCounts) -> float:
     return counts.distinct_ids / counts.sliced_ids if counts.sliced_ids else 1.0
 
 
-def _feature(feature: FeatureConfig, observed: Observed, changed: np.ndarray, *, better: str) -> FeatureAdvice:
+def _side(feature: FeatureConfig, counts: FeatureCounts) -> Side:
+    if feature.source is not None:
+        return Side.SESSION
+    return counts.following.side(slides=not feature.is_dense and _slice_factor(counts) >= PAYS_FROM)
+
+
+def _feature(
+    feature: FeatureConfig, observed: Observed, changed: np.ndarray, *, better: str, side: Side
+) -> FeatureAdvice:
     counts = observed.features[feature.name]
     repeats = 1.0 - float(changed.mean()) if changed.size else 0.0
     plain = NUMBER_BYTES * max(1, len(feature.dense_columns)) + ID_BYTES * counts.ids / max(1, observed.samples)
@@ -160,6 +181,7 @@ def _feature(feature: FeatureConfig, observed: Observed, changed: np.ndarray, *,
         name=feature.name,
         group=feature.group,
         better_group=better,
+        side=side.value,
         bytes_per_sample=plain,
         repeats=repeats,
         repeats_across=counts.kept / counts.returns if counts.returns else None,
