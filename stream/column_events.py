@@ -114,16 +114,14 @@ class ColumnEvents:
         """See OpenEvents."""
         return np.sort(self._table.held["offset"][self._held_slots()])
 
-    def block(self, offsets: Int64, *, impression_bytes: bool = True) -> EventBlock:
+    def block(self, offsets: Int64) -> EventBlock:
         """See OpenEvents."""
         held = self._held_slots()
         of_slot = self._table.held["offset"][held]
         order = np.argsort(of_slot)
         slots = held[order[np.searchsorted(of_slot, offsets, sorter=order)]]
         rows = self.rows(slots)
-        wanted = np.flatnonzero((rows["kind"] != IMPRESSION) | impression_bytes)
-        keys, values = np.empty((2, slots.shape[0]), object)
-        keys[wanted], values[wanted] = self.records(slots[wanted])
+        keys, values = self.records(slots)
         return EventBlock(
             rows=rows,
             keys=self._table.sessions["key"][self._table.held["session"][slots]],

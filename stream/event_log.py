@@ -1,4 +1,7 @@
-"""The features and the bytes of held events, packed one event behind the other: what a session's close reads at once.
+"""The features of held events, packed one event behind the other: what a session's close reads at once.
+
+Records' own bytes are kept of engagements, which may leave unmatched, and not of impressions: those of the few that leave
+after a merge of sessions are read again from the log.
 
 An event lies in a few neighbouring lines of memory, so what it costs does not depend on how many others are held.
 Letters in shapes: N events, I of these impressions, L list features.
@@ -88,7 +91,7 @@ class EventLog:
         return ImpressionColumns(dense=dense, ids=ids, has_id=has_id, lists=tuple(lists), scores=scores)
 
     def records(self, slots: Int32) -> tuple[AnyArray, AnyArray]:
-        """object[N], object[N]: the records' own keys and values, bytes or None."""
+        """object[N], object[N]: the records' own keys and values, bytes or None; None of impressions."""
         places, lengths = self._find(slots, self._num_lists + 1)
         keys = self._texts(places, lengths)
         next_part(self._log, self._at, slots, self._num_lists + 2, places, lengths)
@@ -109,7 +112,7 @@ class EventLog:
         for column in events.impressions.lists:
             values, lengths = column.compact()
             parts.append(_spread(values.view(np.uint8), 8 * lengths.astype(np.int64), shown))
-        return [*parts, _joined(events.record_keys), _joined(events.values)]
+        return [*parts, _texts_of(events.record_keys, ~shown), _texts_of(events.values, ~shown)]
 
     def _find(self, slots: Int32, number: int) -> tuple[Int64, Int64]:
         places, lengths = np.empty((2, slots.shape[0]), np.int64)
@@ -159,13 +162,11 @@ def _spread(data: UInt8, lengths: Int64, shown: AnyArray) -> tuple[UInt8, Int64,
     return data, np.cumsum(spread) - spread, spread
 
 
-def _joined(texts: AnyArray) -> tuple[UInt8, Int64, Int64]:
-    listed = texts.tolist()
-    if None in listed:
-        lengths = np.fromiter((-1 if text is None else len(text) for text in listed), np.int64, len(listed))
-        listed = [text or b"" for text in listed]
-    else:
-        lengths = np.fromiter(map(len, listed), np.int64, len(listed))
-    data = np.frombuffer(bytearray().join(listed), np.uint8)
-    ends = np.cumsum(np.maximum(lengths, 0))
-    return data, ends - np.maximum(lengths, 0), lengths
+def _texts_of(texts: AnyArray, wanted: AnyArray) -> tuple[UInt8, Int64, Int64]:
+    """A part that the `wanted` events have, over all events; None of the others."""
+    listed = texts[wanted].tolist()
+    lengths = np.full(texts.shape[0], -1, np.int64)
+    lengths[wanted] = [-1 if text is None else len(text) for text in listed]
+    data = np.frombuffer(bytearray().join(text for text in listed if text is not None), np.uint8)
+    sizes = np.maximum(lengths, 0)
+    return data, np.cumsum(sizes) - sizes, lengths

@@ -148,7 +148,7 @@ class EventStore:
         offsets: Int64 = self._offsets.used[self._held.used]
         return offsets
 
-    def block(self, offsets: Int64, *, impression_bytes: bool = True) -> EventBlock:
+    def block(self, offsets: Int64) -> EventBlock:
         """The events at ascending `offsets`, as they were appended."""
         at = _run(self._places(offsets))
         rows = self._rows.used[at]

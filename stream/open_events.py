@@ -57,7 +57,7 @@ class OpenEvents(Protocol):
         ...
 
     def records(self, handles: Int64) -> tuple[AnyArray, AnyArray]:
-        """object[N], object[N]: the records' own keys and values, bytes or None."""
+        """object[N], object[N]: the records' own keys and values, bytes or None; of impressions they may be None."""
         ...
 
     def release(self, handles: Int64) -> None:
@@ -68,8 +68,8 @@ class OpenEvents(Protocol):
         """The offsets of all events held, ascending."""
         ...
 
-    def block(self, offsets: Int64, *, impression_bytes: bool = True) -> EventBlock:
-        """The held events at ascending offsets, as they came; `values` of impressions may be None on demand."""
+    def block(self, offsets: Int64) -> EventBlock:
+        """The held events at ascending offsets, as they came; records' own bytes of impressions may be None."""
         ...
 
     def oldest(self) -> CommitPoint | None:

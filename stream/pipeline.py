@@ -121,7 +121,7 @@ class PartitionPipeline:
             engagements=events.rows.shape[0] - impressions,
             quarantined=len(decoded.quarantined),
         )
-        return self._emit(placement, quarantined=decoded.quarantined, counts=counts)
+        return self._emit(placement, quarantined=decoded.quarantined, counts=counts, fresh=events)
 
     def advance(self, watermark_ms: int) -> PipelineOutput:
         """Raise the watermark at the current position, where it is lower, and close what it allows."""
@@ -160,7 +160,7 @@ class PartitionPipeline:
 
         Records' own bytes are there of engagements; of impressions they may be None.
         """
-        return self._open.block(offsets, impression_bytes=False)
+        return self._open.block(offsets)
 
     @staticmethod
     def restore(
@@ -201,13 +201,22 @@ class PartitionPipeline:
                 f"{block.offsets[-1]} of partition {block.partition}; they must ascend from the position"
             )
 
-    def _emit(self, placement: Placement, *, quarantined: list[Rejected], counts: PipelineCounts) -> PipelineOutput:
+    def _emit(
+        self,
+        placement: Placement,
+        *,
+        quarantined: list[Rejected],
+        counts: PipelineCounts,
+        fresh: EventBlock | None = None,
+    ) -> PipelineOutput:
         session = np.repeat(np.arange(placement.closed_lengths.shape[0]), placement.closed_lengths)
         rows = self._open.rows(placement.closed)
         closed = ClosedEvents.order(rows, handles=placement.closed, session=session)
         matched = match(closed)
         unmatched = np.flatnonzero((closed.rows["kind"] != IMPRESSION) & (matched < 0))
-        late = self._late(placement, unmatched=closed.handles[unmatched], session=closed.session[unmatched])
+        late = self._late(
+            placement, unmatched=closed.handles[unmatched], session=closed.session[unmatched], fresh=fresh
+        )
         samples = self._samples(closed, matched=matched)
         num_samples = samples.num_samples if samples else 0
         self._open.release(np.concatenate([placement.closed, placement.dropped]))
@@ -221,8 +230,13 @@ class PartitionPipeline:
         )
         return PipelineOutput(samples, late, quarantined, counts)
 
-    def _late(self, placement: Placement, *, unmatched: Int64, session: Int64) -> list[Rejected]:
-        """Late and full events, and engagements without an impression, in the order in which they left."""
+    def _late(
+        self, placement: Placement, *, unmatched: Int64, session: Int64, fresh: EventBlock | None
+    ) -> list[Rejected]:
+        """Late and full events, and engagements without an impression, in the order in which they left.
+
+        Bytes are those that were kept, or of the `fresh` events that have just come.
+        """
         dropped = placement.dropped_reasons != DUPLICATE
         why = [DROP_REASONS[reason] for reason in placement.dropped_reasons[dropped].tolist()]
         why += [UNMATCHED] * unmatched.shape[0]
@@ -238,6 +252,9 @@ class PartitionPipeline:
             *zip(*(why[i] for i in order.tolist()), strict=True),
         )
         keys, values = self._open.records(handles)
+        if fresh is not None:
+            came, at = _places_in(fresh.rows["offset"], rows["offset"])
+            keys[came], values[came] = fresh.record_keys[at], fresh.values[at]
         return [Rejected(*fields) for fields in zip(*columns, keys.tolist(), values.tolist(), strict=True)]
 
     def _samples(self, closed: ClosedEvents, *, matched: Int64) -> SampleBlock | None:
@@ -268,6 +285,13 @@ class PartitionPipeline:
                 lists={name: column.select(kept) for name, column in lists.items()},
             ),
         )
+
+
+def _places_in(offsets: Int64, wanted: Int64) -> tuple[Int64, Int64]:
+    """Which of the `wanted` stand among ascending `offsets`, and where."""
+    places = np.minimum(np.searchsorted(offsets, wanted), max(0, offsets.shape[0] - 1))
+    found = np.flatnonzero(offsets[places] == wanted) if offsets.shape[0] else np.empty(0, np.int64)
+    return found, places[found]
 
 
 def _positives(samples: SampleBlock | None) -> int:

@@ -120,8 +120,8 @@ class Machine:
         """All that is held, in any order."""
         slots = self.rng.sample(sorted(self.held), len(self.held))
         keys, values = self.log.records(np.array(slots, np.int32))
-        assert keys.tolist() == [self.held[slot].key for slot in slots]
-        assert values.tolist() == [self.held[slot].value for slot in slots]
+        assert keys.tolist() == [None if self.held[slot].shown else self.held[slot].key for slot in slots]
+        assert values.tolist() == [None if self.held[slot].shown else self.held[slot].value for slot in slots]
         shown = [slot for slot in slots if self.held[slot].shown]
         found = self.log.impressions(np.array(shown, np.int32))
         expected = columns_of([self.held[slot] for slot in shown])
