@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dedup_cache.assign import Assignment, IndexStore, MemoryStore
-from dedup_cache.batch import FORMAT_VERSION, Batch, BatchMeta, decode, encode
+from dedup_cache.batch import FORMAT_VERSION, Batch, BatchMeta, decode, encode, encode_sound
 from dedup_cache.errors import (
     BatchError,
     DedupCacheError,
@@ -72,6 +72,7 @@ __all__ = [
     "distinct",
     "encode",
     "encode_rows",
+    "encode_sound",
     "expand",
     "fingerprints",
     "refer",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dedup_cache.batch import Batch, batch_arrays
+from dedup_cache.batch import Batch, group_arrays, sample_arrays
 from dedup_cache.ikjt import Group
 
 
@@ -40,8 +40,8 @@ class BatchStats:
 def batch_stats(batch: Batch) -> BatchStats:
     """Count rows, ids and bytes of a batch; O(B) per list."""
     groups = {name: _group_stats(group) for name, group in batch.groups.items()}
-    arrays = batch_arrays(batch)
-    sample_bytes = sum(array.nbytes for name, array in arrays.items() if not name.startswith("group/"))
+    sample_bytes = sum(array.nbytes for array in sample_arrays(batch).values())
+    dedup = sum(array.nbytes for group in batch.groups.values() for array in group_arrays(group).values())
     plain = sum(_plain_bytes(group, groups[name]) for name, group in batch.groups.items())
     return BatchStats(
         rows_in=sum(group.rows_in for group in groups.values()),
@@ -49,7 +49,7 @@ def batch_stats(batch: Batch) -> BatchStats:
         ids_in=sum(group.ids_in for group in groups.values()),
         ids_stored=sum(group.ids_stored for group in groups.values()),
         bytes_plain=sample_bytes + plain,
-        bytes_dedup=sum(array.nbytes for array in arrays.values()),
+        bytes_dedup=sample_bytes + dedup,
         groups=groups,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dedup_cache import compiled
 from dedup_cache.arrays import Int64, UInt64
 
 EMPTY = -1
@@ -24,6 +25,12 @@ class FingerprintTable:
 
     def find(self, prints: UInt64) -> Int64:
         """Return int64[U]: the value of each fingerprint, -1 where there is none."""
+        if compiled.ready() and prints.dtype == np.uint64 and prints.flags.carray:
+            from dedup_cache.compiled.table import find
+
+            values = np.empty(prints.shape[0], np.int64)
+            find(self._low, self._high, self._values, prints, values)
+            return values
         low, high = np.ascontiguousarray(prints.T)
         found = np.full(low.size, EMPTY, np.int64)
         pending = np.arange(low.size)
@@ -41,6 +48,11 @@ class FingerprintTable:
         """Set the value of each fingerprint; of several equal ones in a call, one of their values stays."""
         while 2 * (self._count + values.size) > self._values.size:
             self._grow()
+        if compiled.ready() and values.dtype == np.int64 and values.flags.carray and prints.flags.carray:
+            from dedup_cache.compiled.table import put
+
+            self._count += put(self._low, self._high, self._values, prints, values)
+            return
         low, high = np.ascontiguousarray(prints.T)
         pending = np.arange(low.size)
         slots = (low & self._mask).view(np.int64)

@@ -53,24 +53,25 @@ class Wire(NamedTuple):
 
 def write(arrays: Mapping[str, AnyArray], metadata: Mapping[str, str]) -> bytes:
     """Return the bytes. BatchError for an array type that the wire does not have, or a text that is not Unicode."""
-    for name, array in arrays.items():
-        if array.dtype not in CODES or array.ndim > 2:
-            raise BatchError(name, f"arrays of {array.dtype} with {array.ndim} dimensions have no place on the wire")
-    ordered = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    ordered = sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0]))
     header: dict[str, object] = {METADATA: {"checksum": "0" * 32, **dict(sorted(metadata.items()))}}
     end = 0
     for name, array in ordered:
-        header[name] = _Tensor(CODES[array.dtype], list(array.shape), (end, end + array.nbytes))
+        code, first = CODES.get(array.dtype), end
+        if code is None or array.ndim > 2:
+            raise BatchError(name, f"arrays of {array.dtype} with {array.ndim} dimensions have no place on the wire")
         end += array.nbytes
+        header[name] = _Tensor(code, list(array.shape), (first, end))
     try:
         text = msgspec.json.encode(header)
     except UnicodeEncodeError as error:
         raise BatchError(METADATA, f"a text that is not Unicode: {error}") from None
     text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text
-    body = [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for _, array in ordered]
-    checksum = _checksum(head[:CHECKSUM_AT], head[CHECKSUM_END:], *body)
-    return b"".join([head[:CHECKSUM_AT], checksum, head[CHECKSUM_END:], *body])
+    body: list[Any] = [array if array.flags.c_contiguous else np.ascontiguousarray(array) for _, array in ordered]
+    data = bytearray().join([len(text).to_bytes(8, "little"), text, *body])
+    with memoryview(data) as view:
+        data[CHECKSUM_AT:CHECKSUM_END] = _checksum(view[:CHECKSUM_AT], view[CHECKSUM_END:])
+    return bytes(data)
 
 
 def read(data: bytes) -> Wire:

@@ -23,7 +23,7 @@ from dedup_cache import (
     Rows,
     batch_stats,
     check_bits,
-    encode,
+    encode_sound,
     sample_id,
 )
 from dedup_cache.arrays import Int64, UInt64
@@ -165,7 +165,7 @@ class BatchBuilder:
     def _make(self, due: _Due, first: int, last: int, *, now_ms: int) -> list[BuiltBatch]:
         """Samples [first, last) as one batch, or as several where one would be too large."""
         batch, values = self._build(due, first, last, now_ms=now_ms)
-        payload = encode(batch, self._schema)
+        payload = encode_sound(batch)
         if len(payload) > self._limits.max_bytes and last - first > 1:
             middle = first + (last - first) // 2
             return self._make(due, first, middle, now_ms=now_ms) + self._make(due, middle, last, now_ms=now_ms)

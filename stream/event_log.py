@@ -1,7 +1,7 @@
 """The features of held events, packed one event behind the other: what a session's close reads at once.
 
-Records' own bytes are kept of engagements, which may leave unmatched, and not of impressions: those of the few that leave
-after a merge of sessions are read again from the log.
+Records' own bytes are kept of engagements, which may leave unmatched, and not of impressions: those of the few that
+leave after a merge of sessions are read again from the topic.
 
 An event lies in a few neighbouring lines of memory, so what it costs does not depend on how many others are held.
 Letters in shapes: N events, I of these impressions, L list features.

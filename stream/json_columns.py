@@ -185,6 +185,7 @@ def _tables(types: Mapping[str, str], choices: Mapping[str, Sequence[str]]) -> t
     return number, Paths(
         names=np.frombuffer(b"".join(encoded), np.uint8),
         name_starts=np.cumsum([0, *map(len, encoded)]),
+        is_plain=np.array([name.replace(b"_", b"").isalnum() for name in encoded]),
         first=np.cumsum([0, *map(len, members)]),
         kinds=np.array(kinds),
         inner=np.array(inner),

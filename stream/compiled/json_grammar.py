@@ -28,7 +28,7 @@ _LARGEST = np.uint64(2**63 - 1)
 @part
 def blank(text: UInt8, i: int) -> int:
     """The place of the next character that is no white space."""
-    while text[i] == 32 or text[i] == 10 or text[i] == 13 or text[i] == 9:
+    while text[i] <= 32 and (text[i] == 32 or text[i] == 10 or text[i] == 13 or text[i] == 9):
         i += 1
     return i
 
@@ -150,6 +150,9 @@ def string_end(text: UInt8, i: int) -> tuple[int, bool]:
     plain = True
     while True:
         c = text[i]
+        if BACKSLASH < c < 128:  # most are small letters
+            i += 1
+            continue
         if c == QUOTE:
             return i, plain
         if c == BACKSLASH:
@@ -164,14 +167,20 @@ def string_end(text: UInt8, i: int) -> tuple[int, bool]:
 
 
 @part
-def _digits(text: UInt8, i: int, number: np.uint64, significant: int) -> tuple[int, Any, int]:
-    """The place behind the digits at i, `number` continued by them (rubbish beyond 19 that signify), how many do."""
+def _digits(text: UInt8, i: int, number: np.uint64) -> tuple[int, Any]:
+    """The place behind the digits at i, and `number` continued by them (rubbish beyond 19 that signify)."""
     while _ZERO <= text[i] <= _NINE:
         number = number * np.uint64(10) + np.uint64(text[i] - _ZERO)
-        if significant > 0 or number != np.uint64(0):  # the 20th digit can make it 0 again
-            significant += 1
         i += 1
-    return i, number, significant
+    return i, number
+
+
+@part
+def short_integer(text: UInt8, i: int) -> tuple[int, Any]:
+    """(place behind it, its value) of an integer of at most 18 digits in a list; -1 for any other, which may be one."""
+    end, digits = _digits(text, i, np.uint64(0))
+    usual = 0 < end - i <= 18 and (text[i] != _ZERO or end == i + 1) and (text[end] == COMMA or text[end] == CLOSE_LIST)
+    return end if usual else -1, digits
 
 
 @part
@@ -195,7 +204,8 @@ def number(text: UInt8, i: int) -> tuple[int, int, int, float]:
     """(place behind it or -1, INT or FLOAT, the integer, the same or another number as a float)."""
     negative = text[i] == _MINUS
     first = i + 1 if negative else i
-    i, digits, significant = _digits(text, first, np.uint64(0), 0)
+    i, digits = _digits(text, first, np.uint64(0))
+    significant = i - first if text[first] != _ZERO else 0
     if i == first or significant > 19 or (i - first > 1 and text[first] == _ZERO):
         return -1, 0, 0, 0.0
     c = text[i]
@@ -207,7 +217,12 @@ def number(text: UInt8, i: int) -> tuple[int, int, int, float]:
     power = 0
     if c == _POINT:
         point = i + 1
-        i, digits, significant = _digits(text, point, digits, significant)
+        i = point
+        while significant == 0 and text[i] == _ZERO:
+            i += 1
+        begin = i
+        i, digits = _digits(text, begin, digits)
+        significant += i - begin
         power = point - i
         if power == 0 or significant > 19:
             return -1, 0, 0, 0.0

@@ -30,6 +30,7 @@ from stream.compiled.json_grammar import (
     number,
     past_value,
     past_word,
+    short_integer,
     string_end,
     unescape,
 )
@@ -49,6 +50,8 @@ class Paths(NamedTuple):
     names: UInt8
     """All names in a row; that of p is names[name_starts[p] : name_starts[p + 1]]."""
     name_starts: Int64
+    is_plain: Bool
+    """bool[P]: whether JSON text may show the name as it is, without escapes."""
     first: Int64
     """int64[objects + 1]: object o has the members first[o] up to first[o + 1]; object 0 is the record."""
     kinds: Int64
@@ -97,6 +100,19 @@ def make_notes(paths: Paths) -> Notes:
 
 
 @part
+def _is_guess(text: UInt8, at: int, paths: Paths, owner: int, guess: int) -> bool:
+    """Whether the string that begins at `at` is, letter by letter, the name of `guess`, a member of `owner`."""
+    if guess < paths.first[owner] or guess >= paths.first[owner + 1] or not paths.is_plain[guess]:
+        return False
+    start = paths.name_starts[guess]
+    size = paths.name_starts[guess + 1] - start
+    for k in range(size):
+        if text[at + k] != paths.names[start + k]:
+            return False
+    return bool(text[at + size] == QUOTE)
+
+
+@part
 def _find(text: UInt8, at: int, end: int, paths: Paths, owner: int, guess: int) -> int:
     """The member of object `owner` whose name is text[at:end], or -1; the guess is looked at first."""
     first, last = paths.first[owner], paths.first[owner + 1]
@@ -118,6 +134,18 @@ def _find(text: UInt8, at: int, end: int, paths: Paths, owner: int, guess: int) 
 
 
 @part
+def _member(text: UInt8, at: int, paths: Paths, owner: int, guess: int) -> tuple[int, int]:
+    """Which member of `owner` the string that begins at `at` names, or -1; and where it ends, or -1 for no string."""
+    if _is_guess(text, at, paths, owner, guess):
+        return guess, at + paths.name_starts[guess + 1] - paths.name_starts[guess]
+    end, plain = string_end(text, at)
+    if end < 0:
+        return -1, end
+    last = end if plain else unescape(text, at, end)
+    return _find(text, at, last, paths, owner, guess), end
+
+
+@part
 def _fits(kind: int, wanted: int, value: float, low: float, high: float) -> bool:
     return (kind & wanted != 0 or (kind == INT and wanted & FLOAT != 0)) and low <= value <= high
 
@@ -130,7 +158,11 @@ def _list(text: UInt8, i: int, paths: Paths, found: Found, p: int, e: int, used:
     i = blank(text, i + 1)
     more = text[i] != CLOSE_LIST
     while more:
-        if text[i] == QUOTE:
+        behind, digits = short_integer(text, i) if wanted == LIST | INT else (-1, np.uint64(0))
+        if behind >= 0:
+            found.pool[used] = digits
+            i = behind
+        elif text[i] == QUOTE:
             end, plain = string_end(text, i + 1)
             if end < 0 or wanted & TEXT == 0 or end - i >= 1 << SPAN_BITS:
                 return -1, first
@@ -212,11 +244,9 @@ def _record(text: UInt8, i: int, paths: Paths, found: Found, e: int, used: int, 
             i = blank(text, i + 1)
         if text[i] != QUOTE:
             return -1, used
-        end, plain = string_end(text, i + 1)
+        p, end = _member(text, i + 1, paths, notes.owners[depth], notes.follows[before])
         if end < 0:
             return -1, used
-        last = end if plain else unescape(text, i + 1, end)
-        p = _find(text, i + 1, last, paths, notes.owners[depth], notes.follows[before])
         i = blank(text, end + 1)
         if text[i] != COLON:
             return -1, used

@@ -1,12 +1,15 @@
 """The table and the near-cache against a dictionary."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dedup_cache import MemoryStore, NearCache, StoreUnavailable
+from dedup_cache import MemoryStore, NearCache, StoreUnavailable, compiled
 from dedup_cache.table import FingerprintTable
+from stream.compiled import warm
 
 HALVES = st.sampled_from([0, 1, 1023, 1024, 2048, 2**64 - 1])
 KEYS = st.lists(st.tuples(HALVES, HALVES), max_size=30)
@@ -14,6 +17,14 @@ KEYS = st.lists(st.tuples(HALVES, HALVES), max_size=30)
 
 def column(keys: list[tuple[int, int]]) -> np.ndarray:
     return np.array(keys, np.uint64).reshape(-1, 2)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["compiled", "plain"], autouse=True)
+def _form(request: pytest.FixtureRequest) -> Iterator[None]:
+    warm.compile_now()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "ready", lambda: request.param)
+        yield
 
 
 @settings(deadline=None)
