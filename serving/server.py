@@ -20,6 +20,7 @@ from serving.inference import InferenceProtocol
 from serving.intake import Asked, Intake
 from serving.model import ServedModel
 from serving.telemetry import Telemetry
+from stream.compiled import warm
 from stream.config import Config
 from trainer.versions import VersionError, VersionStore
 
@@ -57,6 +58,7 @@ class Server:
     def start(self) -> None:
         """Begin to follow versions and to listen."""
         torch.set_num_threads(1)
+        warm.start()
         self.follower.start()
         self.control.start()
         self.intake.start()
