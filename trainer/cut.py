@@ -21,7 +21,7 @@ from safetensors.numpy import save as save_arrays
 from trainer import cut_files, durable
 from trainer.cut_files import CURRENT, RECORD, TEMPORARY, Current, CutError, CutRecord, DamagedCut, cuts_folder
 from trainer.cut_tensors import Tensors, load_tensors, save_tensors, saved_shapes, shapes_of_all
-from trainer.folder_lock import FolderLock, FolderTaken
+from trainer.folder_lock import FolderLock, FolderTaken, lock_versions
 from trainer.model_record import ModelRecord
 from trainer.ranks import Ranks
 from trainer.takeover import TakenOver, Takeover, plan_exactly, plan_takeover
@@ -53,30 +53,35 @@ class CutStore:
         self._keep = keep
         self._ranks = ranks
         self._hook = hook
-        self._lock: FolderLock | None = None
+        self._locks: list[FolderLock] = []
 
     @property
     def root(self) -> Path:
         """The folder."""
         return self._root
 
-    def hold(self) -> None:
-        """Keep other trainers off the folder until this process ends. FolderTaken on all ranks where one has it."""
+    def hold(self, *, versions_url: str | None = None) -> None:
+        """Keep other trainers off the folder until this process ends, and from publishing to `versions_url`.
+
+        FolderTaken on all ranks where another one has either.
+        """
         error = None
         if self._ranks.rank == 0:
             try:
-                self._lock = FolderLock(self._root)
+                self._locks.append(FolderLock(self._root))
+                if versions_url is not None and (lock := lock_versions(versions_url)) is not None:
+                    self._locks.append(lock)
             except CutError as failure:
                 error = str(failure)
         error = self._ranks.first_error(error)
         if error is not None:
+            self.release()
             raise FolderTaken(error)
 
     def release(self) -> None:
-        """Let others have the folder."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        """Let others have both."""
+        while self._locks:
+            self._locks.pop().release()
 
     def write(self, tensors: Tensors, *, record: CutRecord, arrays: Mapping[str, np.ndarray]) -> str:
         """Write a cut and put it in force; returns its name. `arrays` are this rank's own; `record` is rank 0's.

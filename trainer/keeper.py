@@ -105,10 +105,10 @@ class Keeper:
     def restore(self) -> None:
         """Continue from the cut in force, or begin anew where there is none. CutError where none can be used.
 
-        From here on no other trainer can use the folder of cuts.
+        From here on no other trainer can use the folder of cuts, nor publish to the same versions.
         """
         trained = self._trained
-        self._cuts.hold()
+        self._cuts.hold(versions_url=self._versions.url)
         self._cuts.clean()
         loaded = self._cuts.load(trained.model.tensors(), model=self._model, check=self._check_origin)
         if loaded is None:

@@ -140,7 +140,7 @@ def run(case: dict[str, str], root: Path, *, phase: str, ranks: Ranks) -> dict[s
     except (NonFiniteLoss, OtherRankFailed) as failure:
         error = f"{type(failure).__name__}: {failure}"
     final = state_of(kept, ranks)
-    kept._cuts.release()
+    kept.release()
     return {"loaded": loaded, "final": final, "errors": ranks.gather(error), "taken_over": kept.taken_over}
 
 

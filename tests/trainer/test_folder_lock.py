@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainer.cut import CutError, CutStore
-from trainer.folder_lock import FolderLock, FolderTaken
+from trainer.folder_lock import FolderLock, FolderTaken, lock_versions
 from trainer.ranks import join, leave
 
 ROOT = Path(__file__).parents[2]
@@ -39,20 +39,32 @@ def test_the_folder_is_free_again_when_its_holder_is_killed(tmp_path: Path):
 
 
 def test_a_second_trainer_of_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(FolderLock.__init__, "__kwdefaults__", {"patience_s": 0.0})
+    monkeypatch.setitem(FolderLock.__init__.__kwdefaults__, "patience_s", 0.0)
     ranks = join()
     try:
-        first, second = (CutStore(str(tmp_path / "cuts"), keep=1, ranks=ranks) for _ in range(2))
-        first.hold()
+        first, second, third = (CutStore(str(tmp_path / name), keep=1, ranks=ranks) for name in ("cuts", "cuts", "own"))
+        versions = str(tmp_path / "cuts")  # one folder for both is allowed
+        first.hold(versions_url=versions)
         with pytest.raises(CutError, match="another trainer holds it"):
             second.hold()
-        assert first._lock is not None
-        first._lock.release()
-        second.hold()
-        assert second._lock is not None
-        second._lock.release()
+        with pytest.raises(
+            CutError, match=r"another trainer holds it.*versions_url of its own.*\$\.trainer\.versions_url"
+        ):
+            third.hold(versions_url=versions)
+        third.hold()
+        third.release()
+        first.release()
+        second.hold(versions_url=versions)
+        second.release()
     finally:
         leave()
+
+
+def test_versions_that_cannot_be_locked_do_not_stop_training(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "file").write_bytes(b"")
+    assert lock_versions(f"file://{tmp_path}/file/versions") is None
+    assert "the versions are not locked" in caplog.messages
+    assert lock_versions("memory://versions") is None
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):

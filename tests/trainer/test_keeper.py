@@ -60,7 +60,7 @@ def go_on(config: Config, ranks: Ranks) -> None:
     try:
         again.restore()
     finally:
-        again._cuts.release()
+        again.release()
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:

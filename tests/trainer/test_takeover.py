@@ -47,7 +47,7 @@ def opened(config: Config, ranks: Ranks) -> Keeper:
     try:
         kept.restore()
     finally:
-        kept._cuts.release()
+        kept.release()
     return kept
 
 

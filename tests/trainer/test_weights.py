@@ -59,9 +59,7 @@ def trained(folder: Path, ranks: Ranks, *, repeated: bool) -> tuple[dict[str, to
     loop._step(fed, Agreed(count, 1, *[0] * 7))
     weights = {name: torch.from_numpy(value) for name, value in kept._trained.model.dense_weights().items()}
     sums = kept._trained.evaluation.state()["sums"].sum(axis=0)
-    lock = kept._cuts._lock
-    if lock is not None:
-        lock.release()
+    kept.release()
     return weights, sums
 
 
