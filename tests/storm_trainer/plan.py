@@ -14,6 +14,8 @@ ANY = "any"
 CHUNK = 16
 """Batches a partition that are sent before each start."""
 MOST_DELAY_S = 1.5
+IN_TRAINING = 0.7
+"""Share of the blows at any moment that wait for the first step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,8 @@ class Blow:
     count: int
     """How often the point is passed before."""
     delay_s: float
-    """Of a blow at any moment: counted from the start of the processes."""
+    """Of a blow at any moment: counted from the start of the processes, or of training."""
+    in_training: bool = True
 
     @property
     def cue(self) -> str:
@@ -46,5 +49,6 @@ def plan(*, seed: int, kills: int, ranks: int) -> list[Blow]:
 def _blow(chance: random.Random, point: str, *, ranks: int) -> Blow:
     # Versions are published by rank 0.
     rank = 0 if point in PUBLISHING else chance.randrange(ranks)
-    count = chance.randrange(1, CHUNK + 1) if point in TRAINING else 1
-    return Blow(rank, point, count, round(chance.random() * MOST_DELAY_S, 3))
+    # Later than the first cut most times, or every run would begin where the one before began.
+    count = chance.randrange(1, 2 * CHUNK) if point in TRAINING else chance.choice([1, 2, 3, 4])
+    return Blow(rank, point, count, round(chance.random() * MOST_DELAY_S, 3), chance.random() < IN_TRAINING)

@@ -21,11 +21,11 @@ from stream.config import Config
 from tests.storm_trainer.crew import Crew, CrewError
 from tests.storm_trainer.plan import ANY, CHUNK, Blow
 from tests.trainer.made_batches import World
-from tests.trainer.trainers import make_topics, send, steps, trained, trainer_config
+from tests.trainer.trainers import cut_in_force, make_topics, send, steps, trained, trainer_config
 from trainer.versions import VersionStore
 
 OFTEN_MS = 40
-POINT_PATIENCE_S = 60.0
+POINT_PATIENCE_S = 30.0
 
 
 @dataclass(slots=True)
@@ -117,6 +117,8 @@ class Storm:
         cue = "never:0" if blow.point == ANY else blow.cue
         with Crew(config, folder, ranks=ranks, victim=blow.rank, cue=cue) as crew:
             if blow.point == ANY:
+                if blow.in_training:
+                    crew.wait_until(lambda status: status["state"] in ("training", "idle"))
                 time.sleep(blow.delay_s)
             ended = blow.point != ANY and crew.victim_ended(blow.rank, within_s=POINT_PATIENCE_S)
             if not ended:
@@ -127,7 +129,8 @@ class Storm:
         tally.kills_by_point[point] = tally.kills_by_point.get(point, 0) + 1
         self._note_recovery(crew)
         self._killed_ms = _now_ms()
-        self._tell(f"kill {tally.kills}: rank {blow.rank} of {ranks} at {point}, {trained(config)} batches trained")
+        progress = f"{trained(config)} batches trained, {_cut_step(config)} steps in the cut"
+        self._tell(f"kill {tally.kills}: rank {blow.rank} of {ranks} at {point}, {progress}")
 
     def _note_recovery(self, crew: Crew) -> None:
         if self._killed_ms is not None and (events := crew.events("training")):
@@ -178,6 +181,11 @@ def _last_weights(config: Config) -> dict[str, np.ndarray]:
         raise CrewError(f"{config.trainer.versions_url}: nothing was published")
     version = store.load(newest)
     return {**version.dense, **version.tables}
+
+
+def _cut_step(config: Config) -> int:
+    current = Path(config.trainer.checkpoint_url) / "current.json"
+    return int(cut_in_force(config)["step"]) if current.exists() else 0
 
 
 def _now_ms() -> int:
