@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,16 +100,17 @@ class ShardedModel:
         """Copies of all weights that are no tables, by state_dict name."""
         return {key: _host_copy(value) for key, value in self._dense().items()}
 
-    def table_shards(self) -> list[TableShard]:
-        """Copies of the parts of the tables that this rank answers for (rank 0 for what all ranks hold)."""
-        shards = []
-        for table, tensor in self._tables().items():
-            rows, dim = tensor.shape
-            for area in _areas(tensor):
-                if isinstance(tensor, ShardedTensor) or self.ranks.rank == 0:
-                    weights = _host_copy(area.weights)
-                    shards.append(TableShard(table, rows, dim, area.row, area.col, weights))
-        return shards
+    def table_shards(self, rows: Mapping[str, np.ndarray] | None = None) -> list[TableShard]:
+        """Copies of the parts of the tables that this rank answers for (rank 0 for what all ranks hold).
+
+        `rows` (by table, int64 ids, ascending) leaves all other rows out.
+        """
+        return [
+            _shard(area, table=table, shape=tensor.shape, ids=None if rows is None else rows[table])
+            for table, tensor in self._tables().items()
+            for area in _areas(tensor)
+            if isinstance(tensor, ShardedTensor) or self.ranks.rank == 0
+        ]
 
     def check_fit(self, version: Version) -> None:
         """VersionError unless names and shapes are this model's."""
@@ -179,6 +180,17 @@ def _fill(table: str, tensor: torch.Tensor | ShardedTensor, *, seed: int) -> Non
                 first, end = max(begin, area.row), min(begin + size, last)
                 part = drawn[first - begin : end - begin, area.col : area.col + area.weights.shape[1]]
                 area.weights[first - area.row : end - area.row].copy_(part)
+
+
+def _shard(area: _Area, *, table: str, shape: Sequence[int], ids: np.ndarray | None) -> TableShard:
+    rows, dim = shape
+    if ids is None:
+        return TableShard(table, rows, dim, area.row, area.col, _host_copy(area.weights))
+    first, last = np.searchsorted(ids, (area.row, area.row + area.weights.shape[0]))
+    own = ids[first:last]
+    places = torch.from_numpy(own - area.row).to(area.weights.device)
+    weights: np.ndarray = area.weights.detach().index_select(0, places).cpu().numpy()
+    return TableShard(table, rows, dim, area.row, area.col, weights, own)
 
 
 def _host_copy(tensor: torch.Tensor) -> np.ndarray:

@@ -8,88 +8,54 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
-import safetensors.numpy
-import xxhash
-from safetensors import SafetensorError
 
-from trainer.manifest import (
-    DENSE,
-    MANIFEST,
-    Count,
-    Manifest,
-    Record,
-    Snapshot,
-    TableShard,
-    VersionError,
-    assemble,
-    check_digest,
-    version_files,
+from trainer.manifest import MANIFEST, Manifest, Snapshot, TableShard, VersionError, manifest_of
+from trainer.places import TEMPORARY
+from trainer.version_files import version_files
+from trainer.version_reader import (
+    CURRENT,
+    FULL_FORM,
+    Current,
+    Version,
+    VersionReader,
+    folder_of,
+    full_folder_of,
+    number_of,
 )
-from trainer.places import TEMPORARY, Place, open_place
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
 __all__ = ["Manifest", "Snapshot", "TableShard", "Version", "VersionError", "VersionStore", "apply_version"]
 
-CURRENT = "current.json"
-T = TypeVar("T")
 
-
-class _Current(Record, frozen=True):
-    version: Count
-
-
-@dataclass(frozen=True)
-class Version:
-    """A verified version with its tables put together."""
-
-    manifest: Manifest
-    dense: dict[str, np.ndarray]
-    tables: dict[str, np.ndarray]
-    """By table name, float32[rows, dim]."""
-
-
-class VersionStore:
+class VersionStore(VersionReader):
     """The versions under one URL: a folder or any fsspec address. One process publishes, any number read."""
 
     def __init__(self, url: str, *, keep: int) -> None:
-        """Opens only; nothing is read, written or deleted yet. `keep` is how many versions outlive a publication."""
+        """Opens only; nothing is read, written or deleted yet.
+
+        `keep` is how many versions outlive a publication, besides those that they build on.
+        """
         if keep < 1:
             raise VersionError(f"{url}: keep must be at least 1, not {keep}")
-        self.url = url
+        super().__init__(url)
         self._keep = keep
         self._cleaned = False
-        try:
-            self._place: Place = open_place(url)
-        except OSError as error:
-            raise VersionError(f"versions cannot be opened: {error}") from None
-
-    def newest(self) -> int | None:
-        """The version in force, None before the first; VersionError when `current.json` is damaged or unreachable."""
-        try:
-            data = self._place.read(CURRENT)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise VersionError(f"{self.url}/{CURRENT}: {error}") from error
-        return _decode(data, _Current, what=f"{self.url}/{CURRENT}").version
-
-    def versions(self) -> list[int]:
-        """Ascending numbers of the completely written versions; their bytes are not verified here."""
-        try:
-            names = self._place.folders_with(MANIFEST)
-        except OSError as error:
-            raise VersionError(f"{self.url}: {error}") from error
-        return sorted(number for number in map(_number, names) if number is not None)
+        self._writing: set[str] = set()
+        self._bases: dict[int, int] = {}
+        """By version, what it builds on; 0 for full ones."""
+        self.published: Manifest | None = None
+        """Of the newest version that this store has put into force."""
 
     def publish(self, snapshot: Snapshot, *, version: int | None = None) -> int:
-        """Write a version, make it current, delete what exceeds `keep`; returns its number.
+        """Write a version, make it current, delete what is not needed any more; returns its number.
 
         The number follows the greatest that exists unless given, and is never used twice. A failure (VersionError)
         and a crash at any point leave the former version in force:
@@ -97,64 +63,60 @@ class VersionStore:
         1. delete what an earlier crash left (once);
         2. write the files and, last, the manifest: until then nobody sees the folder;
         3. replace `current.json`: now the version is in force;
-        4. delete older versions, never the one in force.
+        4. delete older versions, never the one in force nor what a kept one builds on.
+
+        A delta is refused unless it changes the very version that this store has put into force last.
         """
+        self._check_base(snapshot)
         try:
             self._clean()
             number = self._next_number(version)
-            files = version_files(snapshot, version=number)
-            self._place.write_folder(_name(number), files)
-            self._place.replace(CURRENT, msgspec.json.encode(_Current(version=number)))
+            manifest = self._write(folder_of(number), snapshot, version=number)
+            self._place.replace(CURRENT, msgspec.json.encode(Current(version=number)))
         except OSError as error:
             self._cleaned = False
             raise VersionError(f"{self.url}: version could not be published: {error}") from error
+        self.published = manifest
+        self._bases[number] = snapshot.base
         try:
             self._retain(current=number)
         except OSError as error:
             raise VersionError(f"{self.url}: version {number} is in force, older ones stay: {error}") from error
         return number
 
-    def load(self, version: int) -> Version:
-        """Read and verify a version; VersionError names the file that is missing, damaged or not understood."""
-        manifest = self.manifest(version)
-        tensors = {name: self._tensors(manifest, name) for name in manifest.files}
-        try:
-            tables = {table.name: assemble(table, tensors) for table in manifest.tables}
-            return Version(manifest, dict(tensors[DENSE]), tables)
-        except KeyError as error:
-            raise VersionError(f"{self.url}: version {version}: {MANIFEST} names {error}, which is not there") from None
-        except VersionError as error:
-            raise VersionError(f"{self.url}: version {version}: {error}") from None
+    def add_full(self, snapshot: Snapshot, *, version: int) -> Manifest:
+        """Write the full form of a version that was published as a delta. VersionError where it cannot be written.
 
-    def manifest(self, version: int) -> Manifest:
-        """Read and check a version's manifest alone."""
-        data = self._read(version, MANIFEST)
-        what = f"{self.url}: version {version}: {MANIFEST}"
-        manifest = _decode(data, Manifest, what=what)
-        check_digest(data, what=what)
-        if manifest.version != version:
-            raise VersionError(f"{what} is of version {manifest.version}")
-        return manifest
-
-    def _tensors(self, manifest: Manifest, name: str) -> dict[str, np.ndarray]:
-        data = self._read(manifest.version, name)
-        entry, what = manifest.files[name], f"{self.url}: version {manifest.version}: {name}"
-        if len(data) != entry.bytes:
-            raise VersionError(f"{what}: has {len(data)} bytes, expected {entry.bytes}")
-        if (digest := xxhash.xxh3_128_hexdigest(data)) != entry.xxh3_128:
-            raise VersionError(f"{what}: digest is {digest}, expected {entry.xxh3_128}")
+        May run beside `publish` in another thread. A crash leaves it whole or not there.
+        """
         try:
-            return safetensors.numpy.load(data)
-        except SafetensorError as error:
-            raise VersionError(f"{what}: not safetensors: {error}") from None
-
-    def _read(self, version: int, name: str) -> bytes:
-        try:
-            return self._place.read(f"{_name(version)}/{name}")
-        except FileNotFoundError:
-            raise VersionError(f"{self.url}: version {version}: {name} is missing") from None
+            return self._write(full_folder_of(version), snapshot, version=version)
         except OSError as error:
-            raise VersionError(f"{self.url}: version {version}: {name}: {error}") from error
+            raise VersionError(f"{self.url}: version {version} could not be written in full: {error}") from error
+
+    def _write(self, folder: str, snapshot: Snapshot, *, version: int) -> Manifest:
+        written: dict[str, bytes] = {}
+
+        def files() -> Iterator[tuple[str, bytes]]:
+            for name, data in version_files(snapshot, version=version):
+                if name == MANIFEST:
+                    written[name] = data
+                yield name, data
+
+        self._writing.add(folder)
+        try:
+            self._place.write_folder(folder, files())
+        finally:
+            self._writing.discard(folder)
+        return manifest_of(written[MANIFEST])
+
+    def _check_base(self, snapshot: Snapshot) -> None:
+        last = self.published
+        if snapshot.base and (last is None or (last.version, last.lineage) != (snapshot.base, snapshot.lineage)):
+            found = "nothing" if last is None else f"version {last.version}"
+            raise VersionError(
+                f"{self.url}: a delta to version {snapshot.base} cannot follow {found}: publish a full version"
+            )
 
     def _next_number(self, wanted: int | None) -> int:
         numbers = self.versions()
@@ -172,14 +134,41 @@ class VersionStore:
         whole = set(self._place.folders_with(MANIFEST))
         for name in self._place.folders():
             # Only folders of this store's own making: a user may have pointed the URL at a folder with other things.
-            if name not in whole and _number(name.removeprefix(TEMPORARY)) is not None:
+            folder = name.removeprefix(TEMPORARY)
+            own = number_of(folder.removesuffix(FULL_FORM)) is not None
+            if own and name not in whole and folder not in self._writing:
                 self._place.remove(name, marker=MANIFEST)
         self._cleaned = True
 
     def _retain(self, *, current: int) -> None:
-        for number in self.versions()[: -self._keep]:
-            if number != current:
-                self._place.remove(_name(number), marker=MANIFEST)
+        whole = set(self._whole())
+        numbers = sorted(number for number in map(number_of, whole) if number is not None)
+        forms = {number for name in whole if (number := number_of(name.removesuffix(FULL_FORM)))} - set(numbers)
+        forms |= {number for number in numbers if full_folder_of(number) in whole}
+        needed = self._needed({current, *numbers[-self._keep :]}, forms=forms)
+        # The newest first: what is left after a crash is the beginning of a chain, and whole.
+        for number in sorted({*numbers, *forms} - needed, reverse=True):
+            for folder in (folder_of(number), full_folder_of(number)):
+                if folder in whole:
+                    self._place.remove(folder, marker=MANIFEST)
+
+    def _needed(self, kept: set[int], *, forms: set[int]) -> set[int]:
+        """The kept versions and all that lies between each and the nearest full one before it."""
+        needed: set[int] = set()
+        for number in kept:
+            step = number
+            while step and step not in needed:
+                needed.add(step)
+                step = 0 if step in forms else self._base_of(step)
+        return needed
+
+    def _base_of(self, version: int) -> int:
+        if version not in self._bases:
+            try:
+                self._bases[version] = self.manifest(version).base
+            except VersionError:
+                return 0
+        return self._bases[version]
 
 
 def apply_version(module: torch.nn.Module, version: Version) -> None:
@@ -209,19 +198,3 @@ def _source(key: str) -> str:
     """What fills an entry of the state_dict."""
     match = re.search(r"(?:^|\.)(?:embedding_bags|embeddings)\.([^.]+)\.weight$", key)
     return f"table {match[1]}" if match else key
-
-
-def _decode(data: bytes, kind: type[T], *, what: str) -> T:
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise VersionError(f"{what}: {str(error).replace('`', '')}") from None
-
-
-def _name(version: int) -> str:
-    return f"v{version:010d}"
-
-
-def _number(name: str) -> int | None:
-    match = re.fullmatch(r"v(\d{10,})", name)
-    return int(match[1]) if match else None

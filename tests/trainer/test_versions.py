@@ -68,7 +68,7 @@ def test_the_form_on_disk_is_the_documented_one(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "current.json").read_bytes()) == {"version": 1}
     folder = tmp_path / "v0000000001"
     manifest = json.loads((folder / "manifest.json").read_bytes())
-    assert (manifest["format"], manifest["kind"], manifest["version"], manifest["samples"]) == (1, "full", 1, 700)
+    assert (manifest["format"], manifest["kind"], manifest["version"], manifest["samples"]) == (2, "full", 1, 700)
     assert set(manifest["files"]) | {"manifest.json"} == {path.name for path in folder.iterdir()}
     for name, entry in manifest["files"].items():
         assert entry["bytes"] == (folder / name).stat().st_size
@@ -80,7 +80,7 @@ def test_the_form_on_disk_is_the_documented_one(tmp_path: Path) -> None:
 
 
 def test_shards_are_put_together_wherever_they_lie(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.manifest.FILE_BYTES", 200)
+    monkeypatch.setattr("trainer.version_files.FILE_BYTES", 200)
     items, users = table(1), table(2)
     shards = [
         shard(items[20:, :4], row=20),
