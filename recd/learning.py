@@ -69,15 +69,19 @@ class Freezer:
     def look(self) -> None:
         """Set the current version aside when it is far enough from the last one; drop what is too old by now."""
         try:
-            name = f"v{json.loads((self._versions / 'current.json').read_text())['version']:010d}"
-            samples = int(json.loads((self._versions / name / "manifest.json").read_text())["samples"])
+            name = _version_name(json.loads((self._versions / "current.json").read_text())["version"])
+            samples = int(_manifest(self._versions / name)["samples"])
             if samples > SPACING * (self._kept[-1][0] if self._kept else 0):
-                _link_folder(self._versions / name, self.frozen / name)
+                for needed in _chain(self._versions, name):
+                    _link_folder(self._versions / needed, self.frozen / needed)
                 self._kept.append((samples, name))
         except FileNotFoundError:  # none yet, or it was retired at this very moment
             return
         while len(self._kept) > 1 and self._kept[1][0] <= FREEZE_AT * samples:
-            _remove_folder(self.frozen / self._kept.pop(0)[1])
+            self._kept.pop(0)
+            names = {folder for _, kept in self._kept for folder in _chain(self.frozen, kept)}
+            for path in [path for path in self.frozen.iterdir() if path.name not in names]:
+                _remove_folder(path)
 
     def at_a_quarter(self, total: int) -> str | None:
         """Folder name of the newest version with at most a quarter of `total` samples, else of the oldest kept."""
@@ -93,7 +97,7 @@ def learning_of(*, checkpoints: Path, config_path: Path, freezer: Freezer, auc: 
     ne_frozen = ne_after = None
     name = freezer.at_a_quarter(sum(step.samples for step in steps))
     if name is not None:
-        frozen_step = int(json.loads((freezer.frozen / name / "manifest.json").read_text())["step"])
+        frozen_step = int(_manifest(freezer.frozen / name)["step"])
         later = [step for step in steps if step.step > frozen_step]
         ne_after = ne_of(later)
         ne_frozen = _evaluate_frozen(name, later, config_path=config_path, frozen=freezer.frozen)
@@ -163,10 +167,36 @@ def _evaluate_frozen(name: str, later: Iterable[Step], *, config_path: Path, fro
     return result.get("ne")
 
 
+def _version_name(version: int) -> str:
+    return f"v{version:010d}"
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    return manifest
+
+
+def _chain(versions: Path, name: str) -> list[str]:
+    """The folders that a version is made of: its own, and what a delta builds on."""
+    names = [name]
+    while base := _manifest(versions / names[-1]).get("base", 0):
+        full = f"{names[-1]}-full"
+        if (versions / full / "manifest.json").exists():
+            return [*names, full]
+        names.append(_version_name(base))
+    return names
+
+
 def _link_folder(source: Path, target: Path) -> None:
-    target.mkdir(parents=True, exist_ok=True)
+    """All of a folder, or nothing: what is linked already stays."""
+    if target.exists():
+        return
+    unfinished = target.with_name(f"{target.name}.linking")
+    unfinished.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
-        os.link(path, target / path.name)
+        (unfinished / path.name).unlink(missing_ok=True)
+        os.link(path, unfinished / path.name)
+    unfinished.rename(target)
 
 
 def _remove_folder(folder: Path) -> None:

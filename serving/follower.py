@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from serving.buffers import Buffers
 from serving.model import ServedModel
 from serving.telemetry import Telemetry
 from trainer.versions import VersionError, VersionStore
@@ -16,6 +17,8 @@ logger = logging.getLogger("serving")
 
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 30.0
+TOLD_POLL_S = 1.0
+"""How often one who is told of versions looks by himself: the broker may be away."""
 
 
 @dataclass(slots=True)
@@ -42,7 +45,10 @@ class Follower(threading.Thread):
         self.pinned: int | None = None
         """The version to stay at; None follows the newest."""
         self._store = store
+        self._buffers = Buffers(store)
         self._poll_s = poll_ms / 1000
+        self.is_told = False
+        """Whether someone calls `look` for every version; otherwise the store is asked every `poll_ms`."""
         self._telemetry = telemetry
         self._clock_ms = clock_ms
         self._refused: dict[int, _Refusal] = {}
@@ -50,6 +56,7 @@ class Follower(threading.Thread):
         self._caught_up = False
         self._changing = threading.Lock()
         self._ended = threading.Event()
+        self._look = threading.Event()
 
     def go_to(self, version: int | None) -> None:
         """Take `version` now and stay there, or follow the newest again (None).
@@ -66,9 +73,14 @@ class Follower(threading.Thread):
                 raise VersionError(refusal.reason if refusal else f"version {version}: {self._store_error}")
         logger.info("reload", extra={"version": version or "newest"})
 
+    def look(self) -> None:
+        """There may be a newer version: look for it at once."""
+        self._look.set()
+
     def stop(self) -> None:
         """End the thread and wait for it; the model stays usable."""
         self._ended.set()
+        self._look.set()
         if self.is_alive():
             self.join()
 
@@ -83,7 +95,8 @@ class Follower(threading.Thread):
                 self._telemetry.store_errors.inc()
                 logger.exception("version not taken")
                 self._ended.wait(FIRST_RETRY_S)
-            self._ended.wait(self._poll_s)
+            self._look.wait(max(self._poll_s, TOLD_POLL_S) if self.is_told else self._poll_s)
+            self._look.clear()
 
     def _step(self, *, measured: bool = False) -> None:
         """One look: at most one version is put into service. `measured`: its arrival tells how fresh the server is."""
@@ -119,7 +132,7 @@ class Follower(threading.Thread):
     def _take(self, version: int, *, measured: bool) -> bool:
         begin = time.monotonic()
         try:
-            model = ServedModel(self._store.load(version))
+            model = self._buffers.take(version)
         except VersionError as error:
             self._refuse(version, reason=str(error))
             return False
@@ -130,7 +143,9 @@ class Follower(threading.Thread):
         self._refused.clear()
         elapsed_ms = self._clock_ms() - model.manifest.weights_ms
         self._telemetry.version_loaded(version, weights_to_server_ms=elapsed_ms if measured else None)
-        fields = {"version": version, "load_ms": round(1000 * (time.monotonic() - begin)), "age_ms": elapsed_ms}
+        load_ms = round(1000 * (time.monotonic() - begin), 1)
+        kind, copies = model.manifest.kind, self._buffers.copies
+        fields = {"version": version, "kind": kind, "load_ms": load_ms, "age_ms": elapsed_ms, "copies": copies}
         logger.info("version in service", extra=fields)
         return True
 

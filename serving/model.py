@@ -69,10 +69,19 @@ class ServedModel:
         except VersionError as error:
             raise VersionError(f"{what}: {error}") from None
         self._module.eval().requires_grad_(requires_grad=False)
+        self.try_out()
+
+    def try_out(self) -> None:
+        """VersionError where an empty sample gets no finite score."""
         with torch.inference_mode():
             trial = self._module(dummy_batch(self._module.specs, num_labels=len(self.recipe.labels)))
         if not bool(torch.isfinite(trial).all()):
-            raise VersionError(f"{what}: scores an empty sample with a number that is not finite")
+            raise VersionError(f"version {self.version}: scores an empty sample with a number that is not finite")
+
+    @property
+    def module(self) -> GroupedDLRM:
+        """The weights: changed by nobody while the model is in service."""
+        return self._module
 
     @property
     def version(self) -> int:

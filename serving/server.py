@@ -13,6 +13,7 @@ import torch
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from serving.announcements import AnnouncementListener
 from serving.control import ControlListener
 from serving.errors import ServingError
 from serving.follower import Follower
@@ -54,6 +55,7 @@ class Server:
         self.control = ControlListener(config, follower=self.follower, telemetry=self.telemetry)
         self.intake = Intake(config.serving, follower=self.follower, telemetry=self.telemetry)
         self.telemetry.show_waiting(lambda: self.intake.under_way)
+        self.announcements = AnnouncementListener(config, follower=self.follower)
 
     def start(self) -> None:
         """Begin to follow versions and to listen."""
@@ -62,6 +64,7 @@ class Server:
         self.follower.start()
         self.control.start()
         self.intake.start()
+        self.announcements.start()
 
     def announce_stop(self) -> None:
         """No longer ready, so that a load balancer sends no more; requests are still answered."""
@@ -69,6 +72,7 @@ class Server:
 
     def stop(self) -> None:
         """End the threads; the HTTP side must have ended before."""
+        self.announcements.stop()
         self.control.stop()
         self.follower.stop()
         self.intake.stop()

@@ -91,6 +91,7 @@ def topic_specs(config: Config) -> tuple[TopicSpec, ...]:
         TopicSpec(topics.journal, wanted, forever),
         *((snapshots,) if config.stream.snapshot_every_events else ()),
         TopicSpec(topics.control, 1, {"cleanup.policy": "delete", "retention.ms": "86400000"}),
+        TopicSpec(topics.versions, 1, {"cleanup.policy": "compact", "segment.ms": "3600000"}),
     )
 
 

@@ -127,6 +127,7 @@ def _train(config: Config, *, board: Board, stop: threading.Event, hook: Hook) -
         keeper = Keeper(trained, config=config, origin=origin, ranks=rank.ranks, hook=hook)
         board.say("resuming")
         keeper.restore()
+        closing.callback(keeper.releases.close)
         feed = _feed(rank, trained=trained, begins=begins)
         closing.callback(feed.close)
         orders = standing = None

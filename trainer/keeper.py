@@ -21,8 +21,9 @@ from trainer.description import describe
 from trainer.evaluation import Evaluation
 from trainer.latency import Ages
 from trainer.progress import TrainingState, merge_partitions
-from trainer.publishing import Publisher, take_snapshot
+from trainer.publishing import Publisher
 from trainer.ranks import Ranks
+from trainer.releases import Releases
 from trainer.resume import (
     METRICS,
     RANDOM,
@@ -39,7 +40,7 @@ from trainer.sharding import ShardedModel
 from trainer.staging import Staging
 from trainer.steps import StepLog
 from trainer.takeover import TakenOver
-from trainer.versions import Version, VersionError, VersionStore
+from trainer.versions import Version, VersionError
 
 __all__ = ["Keeper", "KeeperCounts", "Origin", "Trained"]
 
@@ -86,16 +87,20 @@ class Keeper:
         url, keep = trainer.checkpoint_url, trainer.keep_checkpoints
         self._cuts = CutStore(url, keep=keep, ranks=ranks.apart(), hook=hook)
         self.cuts = CutWriter(self._cuts, staging=Staging(ranks))
-        self._versions = VersionStore(trainer.versions_url, keep=trainer.keep_versions)
-        self._config = _version_config(config)
         self._model = describe(config)
-        self.publisher = Publisher(self._versions, hook=hook)
+        shown = _version_config(config)
+        self.releases = Releases(trained.model, config=config, shown=shown, ranks=ranks, hook=hook)
         self.counts = KeeperCounts()
         self.cut = ""
         """The cut in force that this process wrote or came from."""
         self.taken_over: TakenOver | None = None
         """What became of the model when it went on from a cut."""
         self._errors: dict[str, str] = {}
+
+    @property
+    def publisher(self) -> Publisher:
+        """Writes the versions."""
+        return self.releases.publisher
 
     @property
     def last_error(self) -> str:
@@ -176,20 +181,15 @@ class Keeper:
             logger.info("cut", extra={"cut": cut.name, "step": cut.step, **seconds})
 
     def publish(self) -> None:
-        """Copy the weights, and write them as a version in the background."""
-        trained, ranks = self._trained, self._ranks
-        parts = ranks.gather((trained.state.samples, trained.state.stream_time_ms))
-        snapshot = take_snapshot(
-            trained.model,
-            ranks=ranks,
-            config=self._config,
+        """Copy what has changed since the last version, and write it as one in the background."""
+        trained = self._trained
+        parts = self._ranks.gather((trained.state.samples, trained.state.stream_time_ms))
+        self.releases.publish(
             step=trained.state.step,
             samples=sum(samples for samples, _ in parts),
             stream_time_ms=max(time_ms for _, time_ms in parts),
         )
         trained.ages.taken(time.time_ns() // 1_000_000)
-        if snapshot is not None:
-            self.publisher.offer(snapshot)
 
     def reload(self, number: int) -> bool:
         """Take the weights of a version; optimizer state and positions stay. False, counted, where it cannot be had."""
@@ -200,6 +200,7 @@ class Keeper:
             self._report(NOT_TAKEN, VersionError(error or f"version {number}"))
             return False
         self._trained.model.take_weights(version)
+        self.releases.begin_lineage()
         self.counts.reloads += 1
         self._errors.pop(NOT_TAKEN, None)
         logger.info("took the weights of a version", extra={"version": number})
@@ -207,7 +208,7 @@ class Keeper:
 
     def _load(self, number: int) -> tuple[Version | None, str | None]:
         try:
-            version = self._versions.load(number)
+            version = self.releases.store.load(number)
             self._trained.model.check_fit(version)
         except VersionError as error:
             return None, str(error)

@@ -294,8 +294,7 @@ class TrainingLoop:
         alike = {
             "steps": trained.state.step,
             **asdict(keeper.counts),
-            "versions_published": keeper.publisher.published,
-            "publish_failures": keeper.publisher.failures,
+            **keeper.releases.counters(),
             "orders_obeyed": self._schedule.orders_obeyed,
             "orders_refused": self._schedule.orders_refused,
         }

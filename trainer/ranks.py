@@ -47,6 +47,14 @@ class Ranks:
         dist.all_gather_object(gathered, value, group=self.control)
         return gathered
 
+    def collect(self, value: T) -> list[T]:
+        """Every rank's value on rank 0, in the order of the ranks; nothing on the others."""
+        if self.world_size == 1:
+            return [value]
+        collected: list[T] | None = [value] * self.world_size if self.rank == 0 else None
+        dist.gather_object(value, collected, dst=0, group=self.control)
+        return collected or []
+
     def first_error(self, error: str | None) -> str | None:
         """The error of the lowest rank that has one: all go on, or none."""
         errors = [text for text in self.gather(error) if text is not None]

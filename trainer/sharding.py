@@ -27,6 +27,7 @@ from trainer.ikjt import TrainBatch
 from trainer.model import GroupedDLRM
 from trainer.ranks import Ranks
 from trainer.tables import Table, table_config
+from trainer.touched import TouchedRows
 from trainer.versions import TableShard, Version, VersionError
 
 INIT_BLOCK_ROWS = 65_536
@@ -65,11 +66,16 @@ class ShardedModel:
             sharders=sharders,
             env=ShardingEnv.from_process_group(dist.group.WORLD),
         )
+        self.touched = TouchedRows(model.tables, device=ranks.device)
+        """Rows that were updated since a version was taken."""
+        self._read: list[TrainBatch] = []
         self._optimizers = _optimizers(dict(self.module.named_parameters()), self._tables(), config=optimizer)
 
     def __call__(self, batch: TrainBatch) -> torch.Tensor:
         """Logits [B, L] of this rank's batch; every rank must call together."""
         logits: torch.Tensor = self.module(batch)
+        if torch.is_grad_enabled():
+            self._read.append(batch)
         return logits
 
     def update(self, loss: torch.Tensor) -> None:
@@ -79,6 +85,9 @@ class ShardedModel:
         torch.autograd.backward(loss)
         for optimizer in self._optimizers.values():
             optimizer.step()
+        for batch in self._read:
+            self.touched.mark(batch)
+        self._read.clear()
 
     def fill_tables(self, *, seed: int) -> None:
         """Give every table its first values: the same for a seed, whatever the sharding."""

@@ -23,6 +23,7 @@ class TouchedRows:
     def __init__(self, tables: Sequence[Table], *, device: torch.device) -> None:
         """Marks lie on `device`, beside the ids."""
         self._marks = {table.name: torch.zeros(table.rows, dtype=torch.bool, device=device) for table in tables}
+        self._shapes = {table.name: (table.rows, table.dim) for table in tables}
         self._table_of = {feature: table.name for table in tables for feature in table.features}
 
     def mark(self, batch: TrainBatch) -> None:
@@ -30,8 +31,14 @@ class TouchedRows:
         for group in batch.groups.values():
             if group.ids is None:
                 continue
-            for feature in group.ids.keys():
+            features: list[str] = group.ids.keys()
+            for feature in features:
                 self._marks[self._table_of[feature]].index_fill_(0, group.ids[feature].values(), value=True)
+
+    def share_of(self, rows: Rows) -> float:
+        """How much of all the tables' elements lie in these rows."""
+        whole = sum(count * dim for count, dim in self._shapes.values())
+        return sum(len(ids) * self._shapes[table][1] for table, ids in rows.items()) / max(1, whole)
 
     def take(self) -> Rows:
         """All marked rows; from now on none is."""

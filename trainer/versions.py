@@ -28,25 +28,39 @@ from trainer.version_reader import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import torch
 
-__all__ = ["Manifest", "Snapshot", "TableShard", "Version", "VersionError", "VersionStore", "apply_version"]
+__all__ = [
+    "Manifest",
+    "Snapshot",
+    "TableShard",
+    "Version",
+    "VersionError",
+    "VersionStore",
+    "apply_version",
+    "weights_of",
+]
+
+TABLE = "table "
+"""Begins what a table's weights are called among all weights."""
 
 
 class VersionStore(VersionReader):
     """The versions under one URL: a folder or any fsspec address. One process publishes, any number read."""
 
-    def __init__(self, url: str, *, keep: int) -> None:
+    def __init__(self, url: str, *, keep: int, hook: Callable[[str], object] = lambda _: None) -> None:
         """Opens only; nothing is read, written or deleted yet.
 
-        `keep` is how many versions outlive a publication, besides those that they build on.
+        `keep` is how many versions outlive a publication, besides those that they build on. `hook` is called with the
+        name of each stage: a place to crash in tests.
         """
         if keep < 1:
             raise VersionError(f"{url}: keep must be at least 1, not {keep}")
         super().__init__(url)
         self._keep = keep
+        self._hook = hook
         self._cleaned = False
         self._writing: set[str] = set()
         self._bases: dict[int, int] = {}
@@ -72,12 +86,14 @@ class VersionStore(VersionReader):
             self._clean()
             number = self._next_number(version)
             manifest = self._write(folder_of(number), snapshot, version=number)
+            self._hook("version written")
             self._place.replace(CURRENT, msgspec.json.encode(Current(version=number)))
         except OSError as error:
             self._cleaned = False
             raise VersionError(f"{self.url}: version could not be published: {error}") from error
         self.published = manifest
         self._bases[number] = snapshot.base
+        self._hook("version current")
         try:
             self._retain(current=number)
         except OSError as error:
@@ -182,7 +198,7 @@ def apply_version(module: torch.nn.Module, version: Version) -> None:
     import torch  # here, so that whoever only reads or lists versions starts without it
 
     wanted = module.state_dict()
-    given = {f"table {name}": weights for name, weights in version.tables.items()} | version.dense
+    given = {f"{TABLE}{name}": weights for name, weights in version.tables.items()} | version.dense
     keys = {key: _source(key) for key in wanted}
     missing, unused = set(keys.values()) - set(given), set(given) - set(keys.values())
     if missing or unused:
@@ -194,7 +210,14 @@ def apply_version(module: torch.nn.Module, version: Version) -> None:
     module.load_state_dict(state, assign=any(tensor.is_meta for tensor in wanted.values()))
 
 
+def weights_of(module: torch.nn.Module) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """An unsharded model's tables and its other weights by name, as aliases of its memory (on the host)."""
+    weights = {_source(key): tensor.detach().numpy() for key, tensor in module.state_dict().items()}
+    tables = {name.removeprefix(TABLE): array for name, array in weights.items() if name.startswith(TABLE)}
+    return tables, {name: array for name, array in weights.items() if not name.startswith(TABLE)}
+
+
 def _source(key: str) -> str:
     """What fills an entry of the state_dict."""
     match = re.search(r"(?:^|\.)(?:embedding_bags|embeddings)\.([^.]+)\.weight$", key)
-    return f"table {match[1]}" if match else key
+    return f"{TABLE}{match[1]}" if match else key

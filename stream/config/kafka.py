@@ -28,6 +28,8 @@ class TopicsConfig(Section, frozen=True):
     journal: Name = "journal"
     snapshots: Name = "snapshots"
     control: Name = "control"
+    versions: Name = "versions"
+    """Compacted: by model, the version in force; the trainer makes it where it is missing."""
     imports: Name = "imports"
     """How far imports have come; made by the first one."""
     archive: Name = "archive"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
 
 from stream.config.learning import EvaluationConfig
 from stream.config.section import Name, NonNegative, Positive, Section, Weight
@@ -98,6 +100,15 @@ class TrainerConfig(Section, frozen=True):
     versions_url: str = "var/versions"
     publish_every_ms: Positive = 1_000
     keep_versions: Positive = 20
+    """Besides these, what they build on is kept."""
+    full_share: Annotated[float, msgspec.Meta(gt=0)] = 0.5
+    """A full version is written when deltas since the last one weigh more than this share of it."""
+    max_deltas: Positive = 100
+    """The same when there are so many: a server that starts late reads no longer chain."""
+    announce: bool = True
+    """Tell servers of each version on `topics.versions`."""
+    model_name: Name = "recd"
+    """Key of the announcements."""
     prefetch_batches: Positive = 16
     idle_timeout_ms: Positive = 100
     """A rank without data joins the step with a dummy sample after this wait, when another rank has some."""

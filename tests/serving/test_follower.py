@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from serving import buffers
 from serving import follower as following
 from serving.control import ControlListener
 from serving.follower import Follower
@@ -172,7 +173,7 @@ def unbuildable(monkeypatch: pytest.MonkeyPatch) -> None:
             raise RuntimeError("out of memory")
         return ServedModel(version)
 
-    monkeypatch.setattr(following, "ServedModel", build)
+    monkeypatch.setattr(buffers, "ServedModel", build)
 
 
 @pytest.mark.usefixtures("unbuildable")

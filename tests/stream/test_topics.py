@@ -18,7 +18,7 @@ pytestmark = pytest.mark.kafka
 
 @pytest.fixture
 def config(kafka: EmbeddedKafka, topic_prefix: str) -> Config:
-    names = ("interactions", "batches", "values", "late", "quarantine", "journal", "snapshots", "control")
+    names = ("interactions", "batches", "values", "late", "quarantine", "journal", "snapshots", "control", "versions")
     topics = TopicsConfig(**{name: topic_prefix + name for name in names}, partitions=3)
     return Config(kafka=KafkaConfig(bootstrap=kafka.bootstrap), topics=topics)
 

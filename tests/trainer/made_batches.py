@@ -47,7 +47,8 @@ USERS, ITEMS = 60, 80
 
 
 def make_config(*, model: ModelConfig = MODEL, **trainer: object) -> Config:
-    return Config(features=FEATURES, labels=LABELS, trainer=TrainerConfig(model=model, **trainer))
+    given = {"announce": False} | trainer
+    return Config(features=FEATURES, labels=LABELS, trainer=TrainerConfig(model=model, **given))
 
 
 class World:

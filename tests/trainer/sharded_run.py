@@ -17,7 +17,11 @@ from tests.trainer.reference import new_model, tensors, weighted_loss
 from trainer.ikjt import dummy_batch
 from trainer.ranks import Ranks, join, leave
 from trainer.sharding import ShardedModel, ShardingError
+from trainer.touched import united
 from trainer.versions import TableShard
+
+FOLLOWED = "followed/"
+"""Begins the names of tables that one full snapshot and the deltas after it made."""
 
 
 def case_config(case: dict[str, str]) -> Config:
@@ -31,11 +35,16 @@ def case_config(case: dict[str, str]) -> Config:
 
 def whole(shards: list[TableShard]) -> dict[str, np.ndarray]:
     """The tables, put together from all ranks' parts."""
-    tables: dict[str, np.ndarray] = {}
+    return put_into({}, shards)
+
+
+def put_into(tables: dict[str, np.ndarray], shards: list[TableShard]) -> dict[str, np.ndarray]:
+    """All ranks' parts put into tables: whole rectangles, or the rows that a delta has."""
     for shard in shards:
         table = tables.setdefault(shard.table, np.full((shard.rows, shard.dim), np.nan, np.float32))
         rows, columns = shard.weights.shape
-        table[shard.row : shard.row + rows, shard.col : shard.col + columns] = shard.weights
+        place = slice(shard.row, shard.row + rows) if shard.ids is None else shard.ids
+        table[place, shard.col : shard.col + columns] = shard.weights
     return tables
 
 
@@ -48,6 +57,7 @@ def train(case: dict[str, str], *, ranks: Ranks, steps: int) -> tuple[list[float
     sharded.fill_tables(seed=config.trainer.seed)
     world = World(config, seed=ranks.rank, samples=40 + 24 * ranks.rank)
     losses = []
+    followed: dict[str, np.ndarray] = {}
     for step in range(steps):
         batch = tensors(world.batch(), config=config, dedup=case["dedup"] == "on")
         if step % 5 == 4 and ranks.rank == 1:
@@ -57,8 +67,12 @@ def train(case: dict[str, str], *, ranks: Ranks, steps: int) -> tuple[list[float
         loss = weighted_loss(sharded(batch), batch) * ranks.world_size / total
         losses.append(float(loss.detach()))
         sharded.update(loss)
+        if step in (8, 9, 20, steps - 1):
+            rows = united(ranks.gather(sharded.touched.take())) if followed else None
+            put_into(followed, [shard for part in ranks.gather(sharded.table_shards(rows)) for shard in part])
     shards = [shard for part in ranks.gather(sharded.table_shards()) for shard in part]
-    return losses, sharded.dense_weights() | whole(shards)
+    followed = {f"{FOLLOWED}{table}": weights for table, weights in followed.items()}
+    return losses, sharded.dense_weights() | whole(shards) | followed
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """A trainer that is killed at any moment goes on as if nothing had happened, to the bit."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from recd.embedded import EmbeddedKafka
 from stream.config import Config
 from tests.trainer.made_batches import World, make_config
 from tests.trainer.trainers import Trainer, cut_in_force, make_topics, send, steps, trainer_config
+from trainer.versions import Version, VersionStore
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.xdist_group("resume")]
 
@@ -54,6 +57,7 @@ def check_cut(config: Config, batches: Sequence[Batch]) -> None:
 CHAINS = {
     "early": ("step:15", "begun:1", "tensors:1", "arrays:1", "publishing:1"),
     "late": ("current:1", "record:1", "sealed:1", "renamed:1", "published:1", "retained:1"),
+    "versions": ("version written:2", "full written:1", "writing full:1", "version current:3"),
 }
 
 
@@ -67,7 +71,9 @@ def test_runs_that_were_killed_have_the_losses_of_one_that_was_not(
     tmp_path: Path,
     topic_prefix: str,
 ):
-    config = trainer_config(tmp_path, kafka=kafka, prefix=topic_prefix, checkpoint_every_ms=40, publish_every_ms=40)
+    config = trainer_config(tmp_path, kafka=kafka, prefix=topic_prefix, checkpoint_every_ms=40, publish_every_ms=10)
+    trainer = msgspec.structs.replace(config.trainer, full_share=0.05)
+    config = msgspec.structs.replace(config, trainer=trainer)
     make_topics(config)
     sent = 0
     for cue in chain:
@@ -86,6 +92,26 @@ def test_runs_that_were_killed_have_the_losses_of_one_that_was_not(
     check_cut(config, batches)
     hidden = [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith(".")]
     assert hidden == [".lock"]
+    check_versions(config, runs=len(chain) + 1)
+
+
+def check_versions(config: Config, *, runs: int) -> None:
+    """Every version is whole, and the weights of a step are the same in every run that came to it."""
+    store = VersionStore(config.trainer.versions_url, keep=1000)
+    versions = [store.load(number) for number in store.versions()]
+    assert [v.manifest.samples for v in versions] == [64 * v.manifest.step for v in versions]
+    assert versions[-1].manifest.step == BATCHES
+    assert store.newest() == versions[-1].manifest.version
+    lineages = [list(of) for _, of in itertools.groupby(versions, key=lambda v: v.manifest.lineage)]
+    assert runs // 2 <= len(lineages) == len({of[0].manifest.lineage for of in lineages}) <= runs
+    for of in lineages:
+        assert [v.manifest.kind for v in of] == ["full", *["delta"] * (len(of) - 1)]
+    assert any(len(of) > 2 for of in lineages)
+    seen: dict[int, Version] = {}
+    for version in versions:
+        same = seen.setdefault(version.manifest.step, version)
+        for name, weights in (same.tables | same.dense).items():
+            np.testing.assert_array_equal((version.tables | version.dense)[name], weights)
 
 
 def test_the_lines_recompute_ne(uninterrupted: list[dict[str, object]], batches: list[Batch]):

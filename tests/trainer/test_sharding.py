@@ -10,7 +10,7 @@ import pytest
 
 from tests.trainer.made_batches import World
 from tests.trainer.reference import Reference, tensors
-from tests.trainer.sharded_run import case_config
+from tests.trainer.sharded_run import FOLLOWED, case_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sharding")]
 
@@ -113,6 +113,15 @@ def test_every_table_moves(trained: tuple[int, Path], case: dict[str, str]):
     for table, value in tables.items():
         assert np.isfinite(found[table]).all()
         assert (found[table] != value).any(axis=1).sum() > 10, table
+
+
+@pytest.mark.parametrize("case", TRAINED, ids=lambda c: "-".join(c.values()))
+def test_a_full_snapshot_and_deltas_make_the_tables(trained: tuple[int, Path], case: dict[str, str]):
+    found = results(trained, case)
+    followed = {key.removeprefix(FOLLOWED): value for key, value in found.items() if key.startswith(FOLLOWED)}
+    assert len(followed) in {4, 5}
+    for table, value in followed.items():
+        np.testing.assert_array_equal(value, found[table], err_msg=table)
 
 
 @pytest.mark.parametrize(("kind", "model", "lookups", "error", "where"), REFUSED)

@@ -30,9 +30,15 @@ def trainer_config(
     folder: Path, *, kafka: EmbeddedKafka, prefix: str, redis_url: str = "redis://127.0.0.1:1/0", **trainer: object
 ) -> Config:
     """A config of its own topics, folders and port; the default Redis is one that is not there."""
-    given = {"checkpoint_every_ms": 300, "publish_every_ms": 200, "keep_versions": 1000, "port": free_port()} | trainer
+    given = {
+        "checkpoint_every_ms": 300,
+        "publish_every_ms": 200,
+        "keep_versions": 1000,
+        "announce": True,
+        "port": free_port(),
+    } | trainer
     config = make_config(checkpoint_url=str(folder / "checkpoints"), versions_url=str(folder / "versions"), **given)
-    names = ("interactions", "batches", "values", "late", "quarantine", "journal", "snapshots", "control")
+    names = ("interactions", "batches", "values", "late", "quarantine", "journal", "snapshots", "control", "versions")
     return msgspec.structs.replace(
         config,
         kafka=KafkaConfig(bootstrap=kafka.bootstrap),
