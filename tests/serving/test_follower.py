@@ -64,7 +64,7 @@ def test_it_waits_for_the_first_version_and_follows_every_newer_one(store: Versi
     for version in (1, 2, 3):
         assert store.publish(snapshot(new_model(version))) == version
         wait_until(lambda wanted=version: in_service(follower) == wanted)  # type: ignore[misc]
-    assert totals(follower)["versions_loaded"] == 3
+    wait_until(lambda: totals(follower)["versions_loaded"] == 3)
     assert totals(follower)["versions_rejected"] == 0
     assert follower._telemetry.weights_to_server_ms.percentiles() == {"p50": 123, "p95": 123, "p99": 123}
 
