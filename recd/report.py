@@ -50,6 +50,7 @@ class Dedup:
         )
 
 
+VERSION_COUNTERS = ("deltas_published", "full_written", "delta_bytes", "full_bytes")
 COUNTERS = ("rows_in", "rows_distinct", "ids_in", "ids_stored", "bytes_plain", "bytes_dedup")
 
 
@@ -73,6 +74,7 @@ class Report:
         """The keys that `--json` writes."""
         a, serving = self.audit, self.final.serving
         counters = serving.get("counters", {})
+        trainer_counters = self.final.trainer.get("counters", {})
         return {
             "events": a.events,
             "impressions": a.impressions,
@@ -94,6 +96,7 @@ class Report:
                 "published": self.final.trainer.get("version") or 0,
                 "served": counters.get("versions_loaded", 0),
                 "in_service": serving.get("version"),
+                **{name: trainer_counters.get(name, 0) for name in VERSION_COUNTERS},
             },
             "requests": {"answered": self.requests, "failed": self.requests_failed},
             "samples_per_second": self.stage_rates,
