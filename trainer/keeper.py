@@ -113,7 +113,7 @@ class Keeper:
         From here on no other trainer can use the folder of cuts, nor publish to the same versions.
         """
         trained = self._trained
-        self._cuts.hold(versions_url=self._versions.url)
+        self._cuts.hold(versions_url=self.releases.store.url)
         self._cuts.clean()
         loaded = self._cuts.load(trained.model.tensors(), model=self._model, check=self._check_origin)
         if loaded is None:
