@@ -39,7 +39,12 @@ def train(config: Config) -> None:
 
 @config_command()
 def serve(config: Config) -> None:
-    """Always on: versions -> scores over HTTP."""
+    """Always on: versions -> scores over HTTP.
+
+    POST /score takes {"features": {...}, "candidates": [{...}, ...]}; /v2 is the Open Inference Protocol, for KServe's
+    and Triton's clients, with the model's inputs and outputs under GET /v2/models/NAME (serving.model_name). POST
+    /reload {"version": N} stays at a version, null follows the newest. GET /health, /ready, /status, /metrics.
+    """
     from serving.app import run
 
     sys.exit(run(config))
