@@ -101,6 +101,8 @@ class Batcher:
                 # Nobody foresaw it: the thread must live, and those who wait must hear of it.
                 logger.exception("batch failed")
                 _tell(works, [ScoringError("the scores could not be delivered")] * len(works))
+            # While it waits it holds no model: a version's weights are used again when nobody has it any more.
+            del works
 
     def _next(self) -> list[_Work]:
         """The next requests to score together; nothing at the end."""

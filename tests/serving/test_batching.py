@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -151,6 +152,20 @@ def test_a_request_may_wait_for_others(store: VersionStore, threads: int) -> Non
             await asyncio.gather(*(batcher.score(asked(model), model) for _ in range(6)))
         assert [batch.requests for batch in done] == [2, 2, 2]
         assert all(len(batch.waited_s) == 2 for batch in done)
+
+    asyncio.run(run())
+
+
+def test_no_model_is_kept_after_its_requests(store: VersionStore) -> None:
+    """Its weights are changed into those of a later version when nobody holds it any more."""
+
+    async def run() -> None:
+        model = ServedModel(store.load(1))
+        held = weakref.ref(model)
+        async with batching(threads=2) as (batcher, _):
+            await batcher.score(asked(model), model)
+            del model
+            await eventually(lambda: held() is None)
 
     asyncio.run(run())
 
