@@ -118,7 +118,7 @@ def measure_table(megabytes: int, folder: Path) -> dict[str, Any]:
     return {name: round(value, 5) if isinstance(value, float) else value for name, value in result.items()}
 
 
-def show(reports: dict[str, dict[str, Any]], table: dict[str, Any]) -> None:
+def show_system(reports: dict[str, dict[str, Any]]) -> None:
     """For people."""
     shown = Table("", "weights → server p50", "p95", "p99 ms", "event → weights p50", "p95", "p99 ms", "versions")
     for name, report in reports.items():
@@ -126,14 +126,17 @@ def show(reports: dict[str, dict[str, Any]], table: dict[str, Any]) -> None:
         cells = [span[p] for span in spans for p in ("p50", "p95", "p99")]
         shown.add_row(name, *(f"{cell:,.0f}" for cell in cells), str(report["versions"]["published"]))
     rich.print(shown)
-    if table:
-        costs = Table(f"server, {table['table_mb']} MB table", "CPU ms", "bytes of full")
-        costs.add_row("full version", f"{table['full_ms']:,.1f}", "1")
-        costs.add_row("first delta after it (copies the table)", f"{table['first_delta_ms']:,.1f}", "")
-        for count in TOUCHED:
-            share = f"{table[f'delta_{count}_share']:.5f}"
-            costs.add_row(f"delta of {count:,} rows", f"{table[f'delta_{count}_ms']:,.1f}", share)
-        rich.print(costs)
+
+
+def show_table(table: dict[str, Any]) -> None:
+    """For people."""
+    costs = Table(f"server, {table['table_mb']} MB table", "CPU ms", "bytes of full")
+    costs.add_row("full version", f"{table['full_ms']:,.1f}", "1")
+    costs.add_row("first delta after it (copies the table)", f"{table['first_delta_ms']:,.1f}", "")
+    for count in TOUCHED:
+        share = f"{table[f'delta_{count}_share']:.5f}"
+        costs.add_row(f"delta of {count:,} rows", f"{table[f'delta_{count}_ms']:,.1f}", share)
+    rich.print(costs)
 
 
 def main() -> None:
@@ -151,7 +154,10 @@ def main() -> None:
         folder = Path(name)
         reports = {} if args.skip_system else {variant: run_demo(variant, args, folder) for variant in VARIANTS}
         table = {} if args.skip_table else measure_table(args.table_mb, folder)
-    show(reports, table)
+    if reports:
+        show_system(reports)
+    if table:
+        show_table(table)
     keys = ("weights_to_server_ms", "event_to_weights_ms", "versions")
     closing = {"bench": "freshness", "seconds": args.seconds, "rate": args.rate, "rows": args.rows}
     if reports:

@@ -11,6 +11,7 @@ from typing import Any, Self
 import msgspec
 
 JSON = "application/json"
+MAX_ORDER_BYTES = 1 << 16
 METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -34,6 +35,15 @@ class Pages:
     status: Callable[[], Mapping[str, Any]]
     ready: Callable[[], bool]
     metrics: Callable[[], bytes] = lambda: b""
+    order: Callable[[bytes], str | None] | None = None
+    """Takes an order; says why not. None: the service takes none by HTTP."""
+
+    def answer_post(self, path: str, body: bytes) -> Answer:
+        """Answer a POST: 202 for an order that was taken, 400 for another."""
+        if path != "/control" or self.order is None:
+            return _json(404, {"error": f"nothing is taken at {path}"})
+        reason = self.order(body)
+        return _json(202, {"ok": True}) if reason is None else _json(400, {"error": reason})
 
     def answer(self, path: str) -> Answer:
         """Answer a GET; 503 while the service is not ready."""
@@ -61,15 +71,27 @@ class StatusServer:
         status: Callable[[], Mapping[str, Any]],
         ready: Callable[[], bool],
         metrics: Callable[[], bytes] = lambda: b"",
+        order: Callable[[bytes], str | None] | None = None,
     ) -> None:
-        pages = Pages(status, ready, metrics)
+        """`order` takes the body of `POST /control`."""
+        pages = Pages(status, ready, metrics, order)
 
         class Handler(BaseHTTPRequestHandler):
-            """Answers GET."""
+            """Answers GET, and orders by POST."""
 
             def do_GET(self) -> None:
                 """Send what `pages` says."""
-                answer = pages.answer(self.path)
+                self._send(pages.answer(self.path))
+
+            def do_POST(self) -> None:
+                """Hand over an order."""
+                size = self.headers.get("Content-Length", "")
+                if not size.isdigit() or int(size) > MAX_ORDER_BYTES:
+                    self._send(_json(413, {"error": f"an order has a Content-Length of at most {MAX_ORDER_BYTES}"}))
+                    return
+                self._send(pages.answer_post(self.path, self.rfile.read(int(size))))
+
+            def _send(self, answer: Answer) -> None:
                 self.send_response(answer.status)
                 self.send_header("Content-Type", answer.content_type)
                 self.send_header("Content-Length", str(len(answer.body)))

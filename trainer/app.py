@@ -134,6 +134,7 @@ def _train(config: Config, *, board: Board, stop: threading.Event, hook: Hook) -
         if rank.ranks.rank == 0:
             orders = Orders(config.kafka, topic=config.topics.control)
             closing.callback(orders.close)
+            board.take_order = orders.take
             standing = StandingOrders(cuts_folder(config.trainer.checkpoint_url))
         dummy = dummy_batch(_specs(config), num_labels=len(config.labels))
         schedule = Schedule(config.trainer, orders=orders, standing=standing)
@@ -252,7 +253,7 @@ def _signals(stop: threading.Event) -> Iterator[None]:
 
 @contextmanager
 def _status_server(config: Config, board: Board) -> Iterator[None]:
-    """Rank 0 answers /health, /ready, /status and /metrics for all."""
+    """Rank 0 answers /health, /ready, /status and /metrics for all, and takes orders at /control."""
     if int(os.environ.get("RANK", "0")) != 0:
         yield
         return
@@ -263,6 +264,7 @@ def _status_server(config: Config, board: Board) -> Iterator[None]:
         status=lambda: board.status,
         ready=lambda: board.ready,
         metrics=board.metrics,
+        order=board.order,
     ) as server:
         logger.info("serving status", extra={"host": trainer.host, "port": server.port})
         yield

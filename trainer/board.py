@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -52,6 +52,8 @@ class Summary:
     version: int
     cut: str
     last_error: str
+    delta_share: float = 0.0
+    """Bytes of the newest delta in those of the newest full version."""
     takeover: dict[str, Any] | None = None
     """What became of the model when the trainer went on from a cut (`trainer.takeover.TakenOver`)."""
 
@@ -65,6 +67,8 @@ class Board:
         self._ages = {name: Histogram() for name in AGES}
         self._status: dict[str, Any] = {"service": "trainer", "state": "starting", "counters": {}}
         self._metrics = _Metrics(self)
+        self.take_order: Callable[[bytes], str | None] = lambda _: "the trainer is not ready for orders yet"
+        """What `order` hands orders to."""
 
     @property
     def status(self) -> dict[str, Any]:
@@ -75,6 +79,10 @@ class Board:
     def ready(self) -> bool:
         """Whether the trainer trains, or would if there were something to train from."""
         return self._status["state"] in ("training", "idle", "paused")
+
+    def order(self, body: bytes) -> str | None:
+        """Take an order that came by HTTP; why not, None where it was taken."""
+        return self.take_order(body)
 
     def ages(self) -> dict[str, Histogram]:
         """The histograms that the newest status came from."""
@@ -145,7 +153,7 @@ class _Metrics(Collector):
         yield CounterMetricFamily(
             "recd_data_stall_seconds", "How long steps waited for data.", value=status.get("data_stall_seconds", 0)
         )
-        for name in ("step", "version", "lag_batches", "samples_per_second"):
+        for name in ("step", "version", "lag_batches", "samples_per_second", "delta_share"):
             yield GaugeMetricFamily(
                 f"recd_trainer_{name}", f"The trainer's {name.replace('_', ' ')}.", value=status.get(name, 0)
             )

@@ -277,7 +277,9 @@ class TrainingLoop:
         reports = self._ranks.gather(report)
         error = self._failure or keeper.last_error or keeper.publisher.last_error
         takeover = msgspec.to_builtins(keeper.taken_over)
-        summary = Summary(state, trained.state.step, keeper.publisher.version, keeper.cut, str(error or ""), takeover)
+        publisher, said = keeper.publisher, str(error or "")
+        share = round(publisher.delta_share, 6)
+        summary = Summary(state, trained.state.step, publisher.version, keeper.cut, said, share, takeover)
         if self._ranks.rank == 0:
             self._board.show(summary, reports)
 

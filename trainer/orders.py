@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from stream.config import KafkaConfig
-from stream.control import ControlError, decode_control
+from stream.control import ControlError, ControlMessage, decode_control
 from stream.kafka import KafkaError, Reader, end_offsets
 from trainer.durable import replace_file
 
@@ -105,6 +105,19 @@ class Orders:
             for message in reader.poll(max_messages=16, timeout_ms=POLL_MS):
                 self._take(message.value)
 
+    def take(self, value: bytes) -> str | None:
+        """An order that came by another way than the topic; why it was refused, None where it was taken."""
+        try:
+            message = decode_control(value)
+        except ControlError as error:
+            self.refused += 1
+            return str(error)
+        if not message.is_for("trainer") or not _is_whole(message):
+            self.refused += 1
+            return f"the trainer knows {', '.join(ACTIONS)} (with a version above 0), not '{message.action}' as it came"
+        self._heard.put(Order(message.action, message.id, message.version or 0))
+        return None
+
     def _take(self, value: bytes | None) -> None:
         try:
             message = decode_control(value)
@@ -114,10 +127,14 @@ class Orders:
             return
         if not message.is_for("trainer"):
             return
-        if message.action not in ACTIONS or (message.action == "reload" and not (message.version or 0) > 0):
+        if not _is_whole(message):
             # An order to everyone may be meant for the others.
             if message.target == "trainer":
                 self.refused += 1
                 logger.warning("an order was refused", extra={"action": message.action, "version": message.version})
             return
         self._heard.put(Order(message.action, message.id, message.version or 0))
+
+
+def _is_whole(message: ControlMessage) -> bool:
+    return message.action in ACTIONS and (message.action != "reload" or (message.version or 0) > 0)

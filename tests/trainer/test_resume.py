@@ -72,7 +72,7 @@ def test_runs_that_were_killed_have_the_losses_of_one_that_was_not(
     topic_prefix: str,
 ):
     config = trainer_config(tmp_path, kafka=kafka, prefix=topic_prefix, checkpoint_every_ms=40, publish_every_ms=10)
-    trainer = msgspec.structs.replace(config.trainer, full_share=0.05)
+    trainer = msgspec.structs.replace(config.trainer, max_deltas=1)
     config = msgspec.structs.replace(config, trainer=trainer)
     make_topics(config)
     sent = 0
