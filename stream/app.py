@@ -30,7 +30,7 @@ from stream.data_path import DataPath
 from stream.index_store import open_store
 from stream.log import configure_logging
 from stream.metrics import WorkerMetrics
-from stream.status import status
+from stream.status import Troubles, status
 from stream.stuck import StuckWatch
 from stream.takeover import Overrides
 from stream.transaction import CrashPoint
@@ -150,10 +150,10 @@ class Host:
 
     def _status(self) -> dict[str, Any]:
         view, counters = self._data_path.view, self._context.counters
-        shown = status(view, worker=self._name, counters=counters, rates=self._rates, hanging=self._stuck.messages)
-        refusal = self._stuck.refusal
-        cannot_look = f"cannot look for hanging transactions: {refusal}" if refusal else ""
-        return {**shown, "cannot_look": cannot_look, "cannot_hear": self._control.refusal}
+        troubles = Troubles(
+            hanging=self._stuck.messages, not_looked=self._stuck.refusal, not_heard=self._control.refusal
+        )
+        return status(view, worker=self._name, counters=counters, rates=self._rates, troubles=troubles)
 
     def _ready(self) -> bool:
         return self._control.ready and self._data_path.view.ready

@@ -64,10 +64,23 @@ class WorkerView:
         return self.member and self.state == Mode.RUNNING and not stopped
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Troubles:
+    """What an operator must know although records flow."""
+
+    hanging: Sequence[str] = ()
+    """Which transactions in the job's topics never end."""
+    not_looked: str = ""
+    """Why that is not known everywhere, if so."""
+    not_heard: str = ""
+    """Why no order reaches the worker over the control topic, if so."""
+
+
 def status(
-    view: WorkerView, *, worker: str, counters: Counters, rates: Mapping[str, float], hanging: Sequence[str] = ()
+    view: WorkerView, *, worker: str, counters: Counters, rates: Mapping[str, float], troubles: Troubles
 ) -> dict[str, Any]:
-    """The JSON of `/status`; `hanging` says which transactions in the job's topics never end."""
+    """The JSON of `/status`."""
+    cannot_look = f"cannot look for hanging transactions: {troubles.not_looked}" if troubles.not_looked else ""
     return {
         "service": "stream",
         "worker": worker,
@@ -76,7 +89,9 @@ def status(
         "counters": asdict(counters),
         "rates": dict(rates),
         "last_error": view.last_error,
-        "hanging_transactions": list(hanging),
+        "hanging_transactions": list(troubles.hanging),
+        "cannot_look": cannot_look,
+        "cannot_hear": troubles.not_heard,
     }
 
 

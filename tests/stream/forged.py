@@ -14,6 +14,8 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 
 from recd.embedded import EmbeddedKafka
 
+MAY_WRITE_INTERNAL_TOPICS = "__admin_client"
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -45,7 +47,7 @@ def send_forged(server: EmbeddedKafka, topic: str, partition: int, *, identity: 
 
 
 async def _produce(port: int, topic: str, partition: int, transactional_id: str, records: bytes) -> None:
-    connection = await create_conn("127.0.0.1", port)
+    connection = await create_conn("127.0.0.1", port, client_id=MAY_WRITE_INTERNAL_TOPICS)
     try:
         topics = [(topic, [(partition, records)])]
         answer = await connection.send(ProduceRequest(transactional_id, -1, 10_000, topics))

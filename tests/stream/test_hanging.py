@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from confluent_kafka import Producer
@@ -12,8 +13,10 @@ from confluent_kafka import Producer
 from recd.cli import cli
 from recd.embedded import EmbeddedKafka, EmbeddedRedis
 from stream.config import KafkaConfig
-from stream.kafka import Reader, create_topic, end_offsets
-from stream.kafka.hanging import OFFSETS_LOG, Hanging, Unread, end_hanging, find_hanging, left_open
+from stream.counters import Counters
+from stream.kafka import Bookmarks, Reader, create_topic, end_offsets
+from stream.kafka.hanging import OFFSETS_LOG, Hanging, Unread, end_hanging, find_hanging, left_open, offsets_place
+from stream.kafka.security import RequestRefused
 from stream.kafka.transaction_log import (
     COMPLETE_ABORT,
     COMPLETE_COMMIT,
@@ -27,7 +30,9 @@ from stream.kafka.transaction_log import (
     log_of,
 )
 from stream.kafka.wire import OpenAt
+from stream.status import Troubles, WorkerView, status
 from stream.stuck import Standing, StuckWatch
+from tests.secured_kafka import SecuredKafka
 from tests.stream.forged import Identity, send_forged, trust_producers
 from tests.stream.rig import Rig, traffic, wait_until
 
@@ -35,7 +40,7 @@ NOBODYS_ID = 999_999
 
 
 @pytest.fixture
-def trusting(kafka: EmbeddedKafka) -> EmbeddedKafka:
+def trusting(kafka: SecuredKafka) -> SecuredKafka:
     trust_producers(kafka)
     return kafka
 
@@ -141,6 +146,51 @@ def test_it_is_named_once_it_has_stood_still_too_long(rig: Rig, trusting: Embedd
     end_hanging(rig.config.kafka, find_hanging(rig.config.kafka, [(rig.config.topics.journal, 0)]))
     watch.look(now_ms=4 * rig.config.stream.transaction_timeout_ms)
     assert watch.messages == ()
+
+
+@pytest.mark.kafka
+def test_one_in_the_offsets_of_the_group_is_named_as_well(rig: Rig, trusting: SecuredKafka) -> None:
+    """A commit of the group may hang there while every topic of the job is whole."""
+    with Bookmarks(rig.config.kafka, group=rig.config.stream.group_id) as bookmarks:
+        bookmarks.read(rig.config.topics.interactions, [0])  # so that the broker has made the log
+    transactional(trusting.bootstrap, f"{rig.prefix}first").abort_transaction()
+    place = offsets_place(rig.config.kafka, rig.config.stream.group_id)
+    send_forged(trusting, *place, identity=Identity(NOBODYS_ID + 2), value=b"{}")
+    watch, patience_ms = StuckWatch(rig.config), rig.config.stream.transaction_timeout_ms
+    watch.look(now_ms=0)
+    watch.look(now_ms=3 * patience_ms)
+    (message,) = watch.messages
+    assert f"{OFFSETS_LOG}[{place[1]}]: nobody reads past offset" in message
+    assert f"producer {NOBODYS_ID + 2}" in message
+    blind = msgspec.structs.replace(rig.config, kafka=KafkaConfig(**trusting.secured_by_token()))
+    watching = StuckWatch(blind)
+    watching.look(now_ms=0)
+    with pytest.raises(RequestRefused, match=r"who has a transaction open cannot be asked with sasl\.mechanism OAUTH"):
+        watching.look(now_ms=3 * patience_ms)
+    end_hanging(rig.config.kafka, find_hanging(rig.config.kafka, [place]))
+    watch.look(now_ms=4 * patience_ms)
+    assert watch.messages == ()
+
+
+@pytest.mark.kafka
+def test_a_worker_that_may_not_ask_says_so_and_does_its_work(rig: Rig, kafka: SecuredKafka) -> None:
+    rig.tree["kafka"] = kafka.secured_by_token()
+    rig.write()
+    rig.publish(traffic(sessions=3))
+    with rig.app() as app:
+        state = app.wait_drained()
+        assert "the control topic cannot be read with sasl.mechanism OAUTHBEARER" in state["cannot_hear"]
+        assert state["cannot_look"] == "", "nothing hangs, so nobody had to be asked"
+        said = app.events("not looked at: whether an earlier process with this id left a transaction open")
+        assert "the output topics" in {event["where"] for event in said}
+    rig.check_exactly_once()
+
+
+def test_status_says_what_is_not_known() -> None:
+    view = WorkerView("running")
+    shown = status(view, worker="w", counters=Counters(), rates={}, troubles=Troubles(not_looked="not allowed"))
+    assert shown["cannot_look"] == "cannot look for hanging transactions: not allowed"
+    assert status(view, worker="w", counters=Counters(), rates={}, troubles=Troubles())["cannot_look"] == ""
 
 
 def entry(status: int, *, epoch: int = 3, place: str = "t", version: int = 0) -> LogEntry:

@@ -7,13 +7,19 @@ import random
 from dataclasses import replace
 from typing import Self
 
+import msgspec
 import numpy as np
 import pytest
 
 from dedup_cache.wire import read, write
+from stream.config import StreamConfig
 from stream.events import IMPRESSION
+from stream.journal import Parameters
 from stream.kafka import Message
+from stream.opening import Opened, Opener
 from stream.pipeline import PartitionPipeline, PipelineConfig
+from stream.records import CommitPoint
+from stream.recovery import Plan
 from stream.sessions import OpenSessions, RestoreError
 from stream.snapshot_columns import ColumnWriter
 from stream.snapshot_format import (
@@ -186,6 +192,41 @@ def test_what_is_damaged_missing_or_of_another_format_is_named(topic: Topic, mon
     monkeypatch.setattr("stream.snapshot_format.FORMAT_VERSION", 99)
     with pytest.raises(SnapshotError, match="format 'head 2', this worker knows head 99"):
         topic.load(ref)
+
+
+def test_a_partition_opens_behind_its_snapshot_or_where_one_byte_is_wrong_before_it(
+    topic: Topic, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine, ref = written(topic)
+    config = msgspec.structs.replace(CONFIG, stream=StreamConfig(snapshot_every_events=1))
+    plan = Plan(
+        start=CommitPoint(0),
+        resume=ref.position,
+        seq=0,
+        commit=4,
+        advances=(),
+        parameters=Parameters.of(config),
+        snapshot=ref,
+    )
+
+    def opened() -> Opened:
+        opener = Opener(config, ends={0: topic.end}, on_wait=lambda: None)
+        return opener.open(3, plan, pipeline=PipelineConfig.of(config))
+
+    whole = opened().pipeline
+    assert (whole.position, whole.open_events) == (ref.position, machine.pipeline.open_events)
+    assert not caplog.records
+    for offset, (key, value) in list(topic.records.items()):
+        if not key.decode().startswith(ref.head.name):
+            continue
+        topic.records[offset] = (key, value[:-1] + bytes([value[-1] ^ 1]))
+        caplog.clear()
+        empty = opened()
+        assert (empty.pipeline.position, empty.pipeline.open_events, empty.plan.start.offset) == (0, 0, 0)
+        (warning,) = [one for one in caplog.records if one.message == "snapshot not used, reading the log instead"]
+        assert (warning.partition, warning.position) == (3, ref.position)
+        assert warning.reason.startswith("head: ")
+        topic.records[offset] = (key, value)
 
 
 def head_of(topic: Topic, ref: SnapshotRef) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,21 @@ def read(
     name: str, path: Path, *, items: Path | None = None, config: Config | None = None, **options: Any
 ) -> tuple[list[ImportedEvent], Tally]:
     """Every event of a file in the order in which it would be sent, and what was counted; no topic is involved."""
+    tallies: list[Tally] = []
+    events = list(stream(name, path, items=items, config=config, on_tally=tallies.append, **options))
+    return events, tallies[0]
+
+
+def stream(
+    name: str,
+    path: Path,
+    *,
+    items: Path | None = None,
+    config: Config | None = None,
+    on_tally: Callable[[Tally], object] = lambda _: None,
+    **options: Any,
+) -> Iterator[ImportedEvent]:
+    """As `read`, event by event; `on_tally` hears what is counted from before the first on."""
     config = config or config_of(name)
     chosen = format_named(config, name)
     opened = chosen.open(path, items) if items else chosen.open(path)
@@ -79,14 +95,13 @@ def read(
     reader = RowReader(config, path, opened, order=order, options=found)
     try:
         tally = reader.sort() if order is Order.TIME else Tally()
-        events = []
+        on_tally(tally)
         for row in reader.rows(Progress(tally=Tally())):
             for event in reader.events(row, tally):
                 reader.count(event, tally)
-                events.append(event)
+                yield event
     finally:
         reader.close()
-    return events, tally
 
 
 def written(folder: Path, name: str, content: str | bytes) -> Path:
