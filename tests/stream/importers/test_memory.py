@@ -67,7 +67,7 @@ def peak(name: str, path: Path) -> int:
     config = configured(file=name, key="k", item="i", time="t", time_format="s") if mapped else made.config_of(name)
     tracemalloc.start()
     try:
-        count = sum(1 for _ in made.stream("shop" if mapped else name, path, config=config)))
+        count = sum(1 for _ in made.stream("shop" if mapped else name, path, config=config))
         assert count
         return tracemalloc.get_traced_memory()[1]
     finally:
