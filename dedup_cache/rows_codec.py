@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import xxhash
 
-from dedup_cache.arrays import Bool, Int64
+from dedup_cache import compiled
+from dedup_cache.arrays import Bool, Int64, UInt32
 from dedup_cache.errors import RowError
 from dedup_cache.jagged import Jagged, Rows
 from dedup_cache.schema import GroupSchema
@@ -40,7 +41,7 @@ def encode_rows(rows: Rows, group: GroupSchema) -> list[bytes]:
     at = starts + fixed
     for column in columns:
         values, lengths = column.compact()
-        words[_places(at, 2 * lengths.astype(np.int64))] = np.ascontiguousarray(values).view(np.uint32)
+        _put(words, at, np.ascontiguousarray(values).view(np.uint32), 2 * lengths.astype(np.int64))
         at += 2 * lengths
     return _sealed(words.tobytes(), WORD_BYTES * starts, WORD_BYTES * ends)
 
@@ -76,6 +77,16 @@ def _columns(rows: Rows, group: GroupSchema) -> list[Jagged]:
             f"the schema has {len(group.dense)} and {group.lists}"
         )
     return list(rows.lists.values())
+
+
+def _put(words: UInt32, at: Int64, data: UInt32, lengths: Int64) -> None:
+    """Bring `data`, slices one behind the other, to the words from `at` on."""
+    if compiled.ready() and data.flags.carray:
+        from dedup_cache.compiled.rows import put_slices
+
+        put_slices(data, at, np.cumsum(lengths) - lengths, lengths, words)
+        return
+    words[_places(at, lengths)] = data
 
 
 def _places(starts: Int64, lengths: Int64) -> Int64:

@@ -56,12 +56,14 @@ def batch_stats(batch: Batch) -> BatchStats:
 
 def _group_stats(group: Group) -> GroupStats:
     lists = group.rows.lists.values()
-    repeats = np.bincount(group.inverse, minlength=group.rows.num_rows)
+    row_ids = np.zeros(group.rows.num_rows, np.int64)
+    for column in lists:
+        row_ids += column.lengths
     return GroupStats(
         rows_in=group.num_samples,
         rows_distinct=group.rows.num_rows,
-        ids_in=sum(int(repeats @ column.lengths) for column in lists),
-        ids_stored=sum(int(column.values.shape[0]) for column in lists),
+        ids_in=int(row_ids[group.inverse].sum()),
+        ids_stored=sum(column.values.shape[0] for column in lists),
     )
 
 

@@ -57,17 +57,18 @@ class EventColumns:
         times_ms = self._times_ms(found)
         certain = self._certain(found, block, kinds=kinds, times_ms=times_ms)
         places = np.flatnonzero(certain)
+        chosen = slice(None) if places.size == certain.size else places  # mostly all: nothing is copied then
         rows = np.zeros(places.shape[0], EVENT)
-        rows["offset"] = block.offsets[places]
-        rows["append_ms"] = block.append_times_ms[places]
-        rows["time_ms"] = times_ms[places]
-        rows["kind"] = kinds[places]
+        rows["offset"] = block.offsets[chosen]
+        rows["append_ms"] = block.append_times_ms[chosen]
+        rows["time_ms"] = times_ms[chosen]
+        rows["kind"] = kinds[chosen]
         self._identify(found, places, rows)
         events = EventBlock(
             rows=rows,
             keys=found.hashes(fields.key, places),
-            record_keys=objects(block.keys)[places],
-            values=objects(block.values)[places],
+            record_keys=objects(block.keys)[chosen],
+            values=objects(block.values)[chosen],
             impressions=self._features.read(found, places[rows["kind"] == IMPRESSION]),
         )
         return Read(events, np.flatnonzero(~certain))

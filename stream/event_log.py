@@ -15,16 +15,18 @@ from dedup_cache import Jagged
 from dedup_cache.arrays import AnyArray, Int32, Int64, UInt8
 from stream.columns import ImpressionColumns
 from stream.compiled.event_log import (
-    HEADER_BYTES,
     RELEASED,
     begin_events,
     find_part,
+    header_words,
     make_log,
     next_part,
     push_together,
     read_part,
+    read_words,
     release_events,
     write_part,
+    write_words,
 )
 from stream.event_block import IMPRESSION, EventBlock, objects
 
@@ -57,23 +59,33 @@ class EventLog:
 
     def append(self, slots: Int32, events: EventBlock) -> None:
         """Take in N events under free slots."""
-        parts = self._split(events)
-        lengths = np.stack([lengths for _, _, lengths in parts])
-        payload = np.maximum(lengths, 0).sum(axis=0) + HEADER_BYTES + 4 * self._parts
-        sizes = (payload + 7) >> 3
+        shown = events.rows["kind"] == IMPRESSION
+        lists, parts = self._split_lists(events, shown), self._split_rest(events, shown)
+        sizes = np.full(slots.shape[0], header_words(self._parts))
+        for _, _, lengths in lists:
+            sizes += lengths
+        sizes += (sum(np.maximum(lengths, 0) for _, _, lengths in parts) + 7) >> 3
         total = int(sizes.sum())
         self._last_words = total
         self._make_room(total)
         cursors = np.empty(slots.shape[0], np.int64)
         begin_events(self._log, self._at, slots, sizes, self._head, self._parts, cursors)
-        for number, (data, starts, _) in enumerate(parts):
-            write_part(self._log, self._at, slots, number, data, starts, lengths[number], cursors)
+        for number, (values, starts, lengths) in enumerate(lists):
+            write_words(self._log, self._at, slots, number, values, starts, lengths, cursors)
+        for number, (data, starts, lengths) in enumerate(parts, self._num_lists):
+            write_part(self._log, self._at, slots, number, data, starts, lengths, cursors)
         self._head += total
         self._held_words += total
 
     def impressions(self, slots: Int32) -> ImpressionColumns:
         """The feature columns of the impressions at `slots`, in their order."""
         places, lengths = self._find(slots, 0)
+        lists = []
+        for number in range(self._num_lists):
+            values = np.empty(int(np.maximum(lengths, 0).sum()) >> 3, np.int64)
+            read_words(self._log, places, lengths, values)
+            lists.append(Jagged.from_lengths(values, lengths >> 3))
+            next_part(self._log, self._at, slots, number + 1, places, lengths)
         width = sum(dtype.itemsize * columns for dtype, columns in self._fixed)
         fixed = self._read(places, lengths).reshape(slots.shape[0], width)
         matrices, at = [], 0
@@ -83,10 +95,6 @@ class EventLog:
                 np.ascontiguousarray(fixed[:, at:end]).reshape(-1).view(dtype).reshape(slots.shape[0], columns)
             )
             at = end
-        lists = []
-        for number in range(1, self._num_lists + 1):
-            next_part(self._log, self._at, slots, number, places, lengths)
-            lists.append(Jagged.from_lengths(self._read(places, lengths).view(np.int64), lengths >> 3))
         dense, ids, has_id, scores = matrices
         return ImpressionColumns(dense=dense, ids=ids, has_id=has_id, lists=tuple(lists), scores=scores)
 
@@ -103,16 +111,19 @@ class EventLog:
         if self._log.words.shape[0] > SPARSE * max(MIN_WORDS, self._last_words, self._held_words):
             self._move(max(MIN_WORDS, 2 * self._held_words))
 
-    def _split(self, events: EventBlock) -> list[tuple[UInt8, Int64, Int64]]:
-        """The parts of events: (bytes, int64[N] starts, int64[N] lengths). Engagements have no features."""
-        shown = events.rows["kind"] == IMPRESSION
-        matrices = [_bytes_of(matrix) for matrix in _matrices(events.impressions)]
-        fixed = np.concatenate(matrices, axis=1)
-        parts = [_spread(fixed.reshape(-1), np.full(fixed.shape[0], fixed.shape[1]), shown)]
-        for column in events.impressions.lists:
-            values, lengths = column.compact()
-            parts.append(_spread(values.view(np.uint8), 8 * lengths.astype(np.int64), shown))
-        return [*parts, _texts_of(events.record_keys, ~shown), _texts_of(events.values, ~shown)]
+    def _split_lists(self, events: EventBlock, shown: AnyArray) -> list[tuple[Int64, Int64, Int64]]:
+        """The parts of whole words: (int64 values, int64[N] starts, int64[N] lengths). Engagements have no features."""
+        columns = (column.compact() for column in events.impressions.lists)
+        return [_spread(values, lengths.astype(np.int64), shown) for values, lengths in columns]
+
+    def _split_rest(self, events: EventBlock, shown: AnyArray) -> list[tuple[UInt8, Int64, Int64]]:
+        """The other parts: (bytes, int64[N] starts, int64[N] lengths)."""
+        fixed = np.concatenate([_bytes_of(matrix) for matrix in _matrices(events.impressions)], axis=1)
+        return [
+            _spread(fixed.reshape(-1), np.full(fixed.shape[0], fixed.shape[1]), shown),
+            _texts_of(events.record_keys, ~shown),
+            _texts_of(events.values, ~shown),
+        ]
 
     def _find(self, slots: Int32, number: int) -> tuple[Int64, Int64]:
         places, lengths = np.empty((2, slots.shape[0]), np.int64)
@@ -155,7 +166,7 @@ def _bytes_of(matrix: AnyArray) -> UInt8:
     return flat.reshape(matrix.shape[0], matrix.shape[1] * matrix.itemsize)
 
 
-def _spread(data: UInt8, lengths: Int64, shown: AnyArray) -> tuple[UInt8, Int64, Int64]:
+def _spread(data: AnyArray, lengths: Int64, shown: AnyArray) -> tuple[AnyArray, Int64, Int64]:
     """A part that impressions have, in a row, over all events."""
     spread = np.zeros(shown.shape[0], np.int64)
     spread[shown] = lengths

@@ -29,8 +29,7 @@ from dedup_cache.jagged import Rows
 NO_GENERATION = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ShippedValue:
+class ShippedValue(NamedTuple):
     """One row that travels on `values` under its id."""
 
     generation: str

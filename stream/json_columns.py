@@ -60,7 +60,7 @@ class JsonColumns:
 
     def arguments(self, values: Sequence[bytes | None]) -> tuple[UInt8, Int64, Paths, Found, Notes]:
         """What `scan` is called with."""
-        texts = [value or b"" for value in values]
+        texts: Sequence[bytes] = [value or b"" for value in values] if None in values else values  # type: ignore[assignment]
         text = np.frombuffer(bytearray(b"\0").join([*texts, b""]), np.uint8)
         if self._pool.shape[0] < text.shape[0]:
             self._pool = np.empty(2 * text.shape[0], np.int64)

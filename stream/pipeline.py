@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dedup_cache import sample_id
-from dedup_cache.arrays import AnyArray, Int64
+from dedup_cache.arrays import Int64
 from stream.columns import GroupAssembler, ImpressionColumns
 from stream.compiled import warm
 from stream.config import Config, EventsConfig, FeatureConfig, LabelConfig, SessionConfig
@@ -258,32 +258,28 @@ class PartitionPipeline:
         return [Rejected(*fields) for fields in zip(*columns, keys.tolist(), values.tolist(), strict=True)]
 
     def _samples(self, closed: ClosedEvents, *, matched: Int64) -> SampleBlock | None:
-        is_sample: AnyArray = closed.rows["kind"] == IMPRESSION
-        rows = closed.rows[is_sample]
-        if not rows.shape[0]:
-            return None
-        labels = label_matrix(closed, matched=matched, carries=self._label_kinds)[is_sample]
+        rows, places = closed.rows, np.flatnonzero(closed.rows["kind"] == IMPRESSION)
+        labels = label_matrix(closed, matched=matched, carries=self._label_kinds)[places]
         share = self._config.session.keep_negatives
-        sampled = sample_negatives(sample_id(self._partition, rows["offset"]), labels=labels, share=share)
-        kept = np.flatnonzero(sampled.kept)
-        if not kept.size:
+        sampled = sample_negatives(sample_id(self._partition, rows["offset"][places]), labels=labels, share=share)
+        if not sampled.kept.any():
             return None
-        rows = rows[kept]
-        features = SessionFeatures(closed, matched=matched)
+        features, weights = SessionFeatures(closed, matched=matched), sampled.weights
         dense, lists = features.dense(self._config.features), features.lists(self._config.features)
-        columns = self._open.impressions(closed.handles[is_sample][kept])
+        if not sampled.kept.all():
+            kept = np.flatnonzero(sampled.kept)
+            places, labels, weights = places[kept], labels[kept], weights[kept]
+            dense = {name: column[kept] for name, column in dense.items()}
+            lists = {name: column.select(kept) for name, column in lists.items()}
+        columns = self._open.impressions(closed.handles[places])
         return SampleBlock(
-            offsets=np.ascontiguousarray(rows["offset"]),
-            event_times_ms=np.ascontiguousarray(rows["time_ms"]),
-            append_times_ms=np.ascontiguousarray(rows["append_ms"]),
-            labels=labels[kept],
-            weights=sampled.weights[kept],
+            offsets=rows["offset"][places],
+            event_times_ms=rows["time_ms"][places],
+            append_times_ms=rows["append_ms"][places],
+            labels=labels,
+            weights=weights,
             scores=columns.scores,
-            groups=self._assembler.assemble(
-                columns,
-                dense={name: column[kept] for name, column in dense.items()},
-                lists={name: column.select(kept) for name, column in lists.items()},
-            ),
+            groups=self._assembler.assemble(columns, dense=dense, lists=lists),
         )
 
 

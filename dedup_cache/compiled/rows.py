@@ -96,6 +96,14 @@ def copy_slices(values: Int64, starts: AnyArray, lengths: AnyArray, copied: Int6
 
 
 @kernel
+def put_slices(words: UInt32, places: Int64, starts: Int64, lengths: Int64, target: UInt32) -> None:
+    """Copy words[starts : starts + lengths] to target[places : places + lengths], slice by slice."""
+    for u in range(places.shape[0]):
+        for p in range(lengths[u]):
+            target[np.uint64(places[u]) + np.uint64(p)] = words[np.uint64(starts[u]) + np.uint64(p)]
+
+
+@kernel
 def lie_in_a_row(starts: Int32, lengths: Int32, size: int) -> bool:
     """Whether the slices follow one another and cover `size` values."""
     at = 0
@@ -112,6 +120,8 @@ def samples() -> list[tuple[Any, tuple[object, ...]]]:
     values = np.zeros(2, np.int64)
     made: list[tuple[Any, tuple[object, ...]]] = [(absorb_dense, (prints, np.zeros((1, 1), np.uint32), key, key))]
     made.append((lie_in_a_row, (one, one, 2)))
+    words, place = np.zeros(2, np.uint32), np.zeros(1, np.int64)
+    made.append((put_slices, (words, place, place, place + 1, words.copy())))
     for starts in (one, one.astype(np.int64)):
         made.append((absorb_lists, (prints, values, starts, one, key, key)))
         made.append((copy_slices, (values, starts, one, np.zeros(1, np.int64))))

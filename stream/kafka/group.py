@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any, Protocol
 
 import confluent_kafka as ck
@@ -16,6 +17,8 @@ from stream.kafka.errors import KafkaError, is_missing, is_out_of_range, is_unav
 from stream.records import RecordBlock
 
 BEGIN_TIMEOUT_S = 1.0
+_TIMESTAMP = itemgetter(1)
+"""Of (kind of timestamp, timestamp)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +229,7 @@ def _blocks(messages: list[ck.Message]) -> list[RecordBlock]:
             RecordBlock(
                 int(partitions[places[0]]),
                 np.fromiter(map(ck.Message.offset, mine), np.int64, len(mine)),
-                np.fromiter((timestamp for _, timestamp in map(ck.Message.timestamp, mine)), np.int64, len(mine)),
+                np.fromiter(map(_TIMESTAMP, map(ck.Message.timestamp, mine)), np.int64, len(mine)),
                 list(map(ck.Message.key, mine)),
                 list(map(ck.Message.value, mine)),
             )

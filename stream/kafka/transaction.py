@@ -75,12 +75,8 @@ class TransactionalWriter:
         Raises TransactionAborted, Fenced.
         """
 
-        def delivered(error: ck.KafkaError | None, message: ck.Message) -> None:
-            if on_offset is not None and error is None and (offset := message.offset()) is not None:
-                on_offset(offset)
-
         place = -1 if partition is None else partition
-        more: dict[str, Any] = {} if on_offset is None else {"on_delivery": delivered}
+        more: dict[str, Any] = {} if on_offset is None else {"on_delivery": _heard(on_offset)}
         while True:
             try:
                 self._producer.produce(topic, value, key, place, headers=list(headers) or None, **more)
@@ -159,6 +155,14 @@ class TransactionalWriter:
                 on_wait(str(named_error))
             else:
                 return
+
+
+def _heard(on_offset: Callable[[int], None]) -> Callable[[ck.KafkaError | None, ck.Message], None]:
+    def delivered(error: ck.KafkaError | None, message: ck.Message) -> None:
+        if error is None and (offset := message.offset()) is not None:
+            on_offset(offset)
+
+    return delivered
 
 
 def returns_within(call: Callable[[], object], *, seconds: float, on_wait: Callable[[], object]) -> bool:

@@ -6,7 +6,8 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dedup_cache import GroupSchema, Jagged, RowError, Rows, decode_rows, encode_rows
+from dedup_cache import GroupSchema, Jagged, RowError, Rows, compiled, decode_rows, encode_rows
+from stream.compiled import warm
 from tests.dedup_cache.rows_strategies import CONTEXT, ITEM, USER, row_tuples, rows_of
 
 EMPTY = GroupSchema("empty", (), ())
@@ -19,8 +20,12 @@ ROWS = Rows(
 @settings(deadline=None)
 @given(st.data(), st.sampled_from([USER, ITEM, CONTEXT, EMPTY]), st.integers(0, 8))
 def test_blobs_give_the_rows_back(data: st.DataObject, schema: GroupSchema, num_rows: int) -> None:
+    warm.compile_now()
     rows = data.draw(rows_of(schema, num_rows))
     blobs = encode_rows(rows, schema)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "ready", lambda: False)
+        assert encode_rows(rows, schema) == blobs
     assert row_tuples(decode_rows(blobs, schema)) == row_tuples(rows)
     assert blobs == [blob for row in range(num_rows) for blob in encode_rows(rows.take(np.array([row])), schema)]
 
