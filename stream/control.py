@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import msgspec
 
@@ -25,16 +26,27 @@ class ControlMessage(msgspec.Struct, frozen=True, kw_only=True):
     action: str
     id: str = ""
     version: int | None = None
+    rates: dict[str, float | None] | None = None
+    """Trainer, `rates`: learning rates by part; null goes back to the config's."""
 
     def is_for(self, service: str) -> bool:
         """Whether the service has to obey."""
         return self.target in (service, "all")
 
 
-def send(config: Config, *, target: str, action: str, version: int | None = None) -> str:
+def send(
+    config: Config,
+    *,
+    target: str,
+    action: str,
+    version: int | None = None,
+    rates: Mapping[str, float | None] | None = None,
+) -> str:
     """Write one order to the control topic; returns its id. Raises KafkaError, ControlError."""
     order_id = secrets.token_hex(8)
-    body = {"target": target, "action": action, "id": order_id, "version": version}
+    body: dict[str, Any] = {"target": target, "action": action, "id": order_id, "version": version}
+    if rates is not None:
+        body["rates"] = dict(rates)
     decode_control(data := msgspec.json.encode(body))
     with Writer(config.kafka, compression="none", linger_ms=0) as writer:
         writer.send(config.topics.control, data)

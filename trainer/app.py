@@ -29,7 +29,7 @@ from stream.web import PortTakenError, StatusServer
 from trainer.board import Board
 from trainer.cut import CutError, DamagedCut, cuts_folder
 from trainer.evaluation import Evaluation
-from trainer.feed import BatchReader, Feed, FeedError, FeedSource
+from trainer.feed import BatchReader, Feed, FeedError, FeedLimits, FeedSource
 from trainer.ikjt import GroupSpec, dummy_batch, group_specs
 from trainer.keeper import Keeper, Origin, Trained
 from trainer.latency import Ages
@@ -193,7 +193,7 @@ def _feed(rank: Rank, *, trained: Trained, begins: dict[int, int]) -> Feed:
             expand_ids=config.trainer.distinct.lookups == "off",
             marker=Marker.of(config),
         ),
-        prefetch=config.trainer.prefetch_batches,
+        limits=FeedLimits(config.trainer.prefetch_batches, config.trainer.prefetch_bytes),
         stop=stop,
     )
 

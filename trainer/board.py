@@ -52,6 +52,8 @@ class Summary:
     version: int
     cut: str
     last_error: str
+    learning_rates: dict[str, float]
+    """Of the next step, by part."""
     delta_share: float = 0.0
     """Bytes of the newest delta in those of the newest full version."""
     takeover: dict[str, Any] | None = None
@@ -157,6 +159,10 @@ class _Metrics(Collector):
             yield GaugeMetricFamily(
                 f"recd_trainer_{name}", f"The trainer's {name.replace('_', ' ')}.", value=status.get(name, 0)
             )
+        rates = GaugeMetricFamily("recd_trainer_learning_rate", "Learning rate of the next step.", labels=["part"])
+        for part, rate in status.get("learning_rates", {}).items():
+            rates.add_metric([part], rate)
+        yield rates
         for name in GAUGES:
             whole = GaugeMetricFamily(f"recd_trainer_{name}", f"Progressive evaluation: {name}.", labels=["label"])
             for label, metrics in status.get("labels", {}).items():

@@ -15,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from trainer.durable import replace_file, sync_folder, write_through
 from trainer.model_record import ModelRecord
+from trainer.rates import GivenRate
 
 CURRENT = "current.json"
 RECORD = "cut.json"
@@ -74,6 +75,8 @@ class CutRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     versions: LastVersion = LastVersion()
     model: ModelRecord | None = None
     """None in a cut of an older trainer, which only the very same model can go on from."""
+    rates: dict[str, GivenRate] = {}
+    """Learning rates that orders gave, by part."""
 
 
 class Current(msgspec.Struct, frozen=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import numpy as np
 from dedup_cache import BatchError, BatchSchema, decode
 from stream.config import KafkaConfig
 from stream.kafka import EndProbe, KafkaError, Message, OffsetOutOfRange, Reader, TopicMissing
+from trainer.ahead import Ahead
 from trainer.ikjt import GroupSpec, TrainBatch, dummy_batch, to_train_batch
 from trainer.resolver import Resolver, Stopping, UnresolvedReference
 from trainer.segments import Marker, Marks
@@ -23,6 +23,8 @@ POLL_MS = 20
 PUT_WAIT_S = 0.05
 MAX_BUFFERED = 256
 """Records of one partition that wait undecoded before it is paused."""
+MAX_BUFFERED_BYTES = 32 << 20
+"""The same in bytes."""
 STUCK_S = 5.0
 """A partition that is not at its end, and gives nothing for so long, is passed over until it answers."""
 PROBE_S = 0.5
@@ -106,16 +108,24 @@ class BatchReader:
         )
 
 
+@dataclass(frozen=True)
+class FeedLimits:
+    """How far a feed reads ahead: so many decoded batches, and so many bytes of them."""
+
+    batches: int
+    num_bytes: int
+
+
 class Feed:
     """A thread that reads ahead; `get` hands out batches in the order of turns. Call `close` at the end.
 
     `close` sets `stop`: what the reader waits for must end with it.
     """
 
-    def __init__(self, source: FeedSource, *, reader: BatchReader, prefetch: int, stop: threading.Event) -> None:
+    def __init__(self, source: FeedSource, *, reader: BatchReader, limits: FeedLimits, stop: threading.Event) -> None:
         self._source = source
         self._reader = reader
-        self._queue: queue.Queue[FedBatch] = queue.Queue(maxsize=prefetch)
+        self._ahead: Ahead[FedBatch] = Ahead(max_items=limits.batches, max_bytes=limits.num_bytes)
         self._stop = stop
         self._failure: Exception | None = None
         self._lag = 0
@@ -129,12 +139,12 @@ class Feed:
     @property
     def idle(self) -> bool:
         """Whether everything that the topic held at the last look has been handed out."""
-        return self._idle and self._queue.empty()
+        return self._idle and not self._ahead
 
     @property
     def lag_batches(self) -> int:
         """Records of the topic that were not handed out yet; may count a few that are no batches (markers)."""
-        return self._lag + self._queue.qsize()
+        return self._lag + len(self._ahead)
 
     def get(self, *, timeout_s: float) -> FedBatch | None:
         """The next batch; None after `timeout_s` or at once when the feed is stopping.
@@ -143,13 +153,10 @@ class Feed:
         """
         started = time.monotonic()
         was_idle = self.idle
-        try:
-            fed = self._queue.get(timeout=timeout_s) if timeout_s > 0 else self._queue.get_nowait()
-        except queue.Empty:
-            fed = None
+        fed = self._ahead.get(timeout_s=timeout_s)
         if not was_idle:
             self.stalled_s += time.monotonic() - started
-        if fed is None and self._failure is not None and self._queue.empty():
+        if fed is None and self._failure is not None and not self._ahead:
             raise self._failure
         return fed
 
@@ -191,28 +198,29 @@ class Feed:
         patience = _Patience()
         tide = _Tide(self._source)
         paused: set[int] = set()
+        waiting_bytes = dict.fromkeys(self._source.positions, 0)
         while not self._stop.is_set():
             waiting = turns.waiting_for(passed_over=patience.passed_over(reader.ended))
             nothing = not any(turns.sizes().values())
             messages = reader.poll(max_messages=POLL_MESSAGES, timeout_ms=POLL_MS if nothing or waiting else 0)
             turns.add(messages)
+            for message in messages:
+                waiting_bytes[message.partition] += len(message.value or b"")
             patience.heard({message.partition for message in messages}, waiting=waiting)
-            _hold_back(reader, turns, paused=paused)
+            _hold_back(reader, _fullness(turns.sizes(), waiting_bytes), paused=paused)
             self._lag = sum(turns.sizes().values()) + tide.behind(reader.positions())
             turn = turns.next(passed_over=patience.passed_over(reader.ended))
             if turn is None:
                 self._idle = reader.at_end and nothing and not messages
                 continue
             self._idle = False
+            waiting_bytes[turn.item.partition] -= len(turn.item.value or b"")
             self._put(self._reader.read(turn))
 
     def _put(self, fed: FedBatch) -> None:
         while not self._stop.is_set():
-            try:
-                self._queue.put(fed, timeout=PUT_WAIT_S)
-            except queue.Full:
-                continue
-            return
+            if self._ahead.put(fed, num_bytes=fed.tensors.num_bytes, timeout_s=PUT_WAIT_S):
+                return
 
 
 class _Patience:
@@ -256,12 +264,17 @@ class _Tide:
         return sum(max(0, end - positions[p]) for p, end in self._ends.items())
 
 
-def _hold_back(reader: Reader, turns: Turns[Message], *, paused: set[int]) -> None:
+def _fullness(sizes: Mapping[int, int], num_bytes: Mapping[int, int]) -> dict[int, float]:
+    """By partition, the share of its room that is taken, by records or by bytes."""
+    return {p: max(size / MAX_BUFFERED, num_bytes[p] / MAX_BUFFERED_BYTES) for p, size in sizes.items()}
+
+
+def _hold_back(reader: Reader, fullness: Mapping[int, float], *, paused: set[int]) -> None:
     """Pause partitions that run ahead of the others, and let them go on when they were caught up with."""
-    for partition, waiting in turns.sizes().items():
-        if waiting > MAX_BUFFERED and partition not in paused:
+    for partition, share in fullness.items():
+        if share > 1 and partition not in paused:
             reader.pause(partition)
             paused.add(partition)
-        elif waiting < MAX_BUFFERED // 2 and partition in paused:
+        elif share < 1 / 2 and partition in paused:
             reader.resume(partition)
             paused.discard(partition)

@@ -21,7 +21,7 @@ Looked = torch.Tensor | Sequences
 
 
 class GroupTower(nn.Module):
-    """List pooling, projections and the dense arch of one group; where a step is not distinct, rows are samples."""
+    """List pooling, projections, dense arch and mix of one group; where a step is not distinct, rows are samples."""
 
     def __init__(
         self,
@@ -40,6 +40,7 @@ class GroupTower(nn.Module):
         self.projections = nn.ModuleDict()
         self.dense_arch = MLP(len(spec.dense), [*config.dense_arch, config.dim]) if spec.dense else None
         self.num_columns = config.dim if spec.dense else 0
+        mixed = config.interaction.vectors
         for feature in spec.table_rows:
             dim = tables[feature].dim
             kind = table_config(feature, config).pooling
@@ -49,10 +50,14 @@ class GroupTower(nn.Module):
                 self.poolings[module_name(feature)] = TransformerPooling(
                     dim, max_length=lengths[feature], config=config.sequence, feature=feature
                 )
-            if dim != config.dim and config.interaction.kind == "dot":
+            if dim != config.dim and config.interaction.kind == "dot" and not mixed:
                 self.projections[module_name(feature)] = nn.Linear(dim, config.dim, bias=False)
                 dim = config.dim
             self.num_columns += dim
+        self.mix = None
+        if mixed:
+            self.mix = nn.Linear(self.num_columns, mixed * config.dim)
+            self.num_columns = mixed * config.dim
 
     def forward(self, looked_up: Mapping[str, Looked], group: GroupTensors) -> torch.Tensor:
         """Vectors side by side: [U, F * D], or [B, F * D] where layers are not on distinct rows."""
@@ -67,7 +72,8 @@ class GroupTower(nn.Module):
         if self.dense_arch is not None:
             dense = group.dense if self._distinct.layers else group.dense.index_select(0, group.inverse)
             parts.append(self.dense_arch(squash(dense)))
-        return torch.cat(parts, dim=1)
+        vectors = torch.cat(parts, dim=1)
+        return vectors if self.mix is None else self.mix(vectors)
 
     def _moved(self, found: Looked, group: GroupTensors) -> Looked:
         """From the rows that the lookups saw to those that the layers see."""

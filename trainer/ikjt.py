@@ -66,6 +66,16 @@ class TrainBatch:
         """Number of samples B."""
         return int(self.labels.shape[0])
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all tensors."""
+        parts = [self.labels, self.weights, self.scores]
+        for group in self.groups.values():
+            parts += [group.dense, group.inverse]
+            if group.ids is not None:
+                parts += [group.ids.values(), group.ids.lengths()]
+        return sum(part.nbytes for part in parts)
+
     def to(self, device: torch.device) -> TrainBatch:
         """The same on `device`."""
         if device.type == "cpu":

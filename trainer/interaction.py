@@ -35,27 +35,32 @@ class DotInteraction(nn.Module):
         self.own = nn.ModuleDict()
         inputs = {name: count * dim + count * (count - 1) // 2 for name, count in num_vectors.items()}
         crossings = sum(a * b for a, b in combinations(num_vectors.values(), 2))
+        self.register_buffer("crossings", _crossings(list(num_vectors.values())), persistent=False)
         bound = (sum(inputs.values()) + crossings) ** -0.5
         for name, count in inputs.items():
             self.own[name] = _uniform(nn.Linear(count, num_outputs, bias=False), bound)
-        self.across = _uniform(nn.Linear(crossings, num_outputs, bias=False), bound) if crossings else None
+        self.between = _uniform(nn.Linear(crossings, num_outputs, bias=False), bound) if crossings else None
         self.bias = nn.Parameter(torch.empty(num_outputs).uniform_(-bound, bound))
 
     def forward(self, rows: Rows, inverse: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """[B, H]."""
-        samples = {name: rows[name].index_select(0, inverse[name]) for name in self._groups}
-        total = self.bias.expand(len(next(iter(samples.values()))), -1)
+        total = self.bias.expand(len(inverse[self._groups[0]]), -1)
         for name in self._groups:
             pairs = cast(torch.Tensor, getattr(self, _pairs(name)))
             vectors_UFD = rows[name].view(len(rows[name]), -1, self._dim)
             products_UFF = torch.bmm(vectors_UFD, vectors_UFD.transpose(1, 2))
             own = torch.cat([rows[name], products_UFF.flatten(1)[:, pairs[0] * vectors_UFD.shape[1] + pairs[1]]], dim=1)
             total = total + self.own[name](own).index_select(0, inverse[name])
-        if self.across is not None:
-            vectors = [each.view(len(each), -1, self._dim) for each in samples.values()]
-            products = [torch.bmm(a, b.transpose(1, 2)).flatten(1) for a, b in combinations(vectors, 2)]
-            total = total + self.across(torch.cat(products, dim=1))
+        if self.between is not None:
+            total = total + self.between(self._products(rows, inverse))
         return total
+
+    def _products(self, rows: Rows, inverse: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """[B, pairs] of vectors of two groups, out of one product of all with all: many small ones take far longer."""
+        samples = [rows[name].index_select(0, inverse[name]) for name in self._groups]
+        vectors_BFD = torch.cat(samples, dim=1).view(len(samples[0]), -1, self._dim)
+        products_BFF = torch.bmm(vectors_BFD, vectors_BFD.transpose(1, 2))
+        return products_BFF.flatten(1).index_select(1, cast(torch.Tensor, self.crossings))
 
 
 class CrossInteraction(nn.Module):
@@ -99,6 +104,12 @@ def _uniform(linear: nn.Linear, bound: float) -> nn.Linear:
     """As torch draws the whole layer: its bound is that of all inputs, not of this part's."""
     nn.init.uniform_(linear.weight, -bound, bound)
     return linear
+
+
+def _crossings(counts: Sequence[int]) -> torch.Tensor:
+    """int64[pairs]: places in the flat matrix of all products, those of vectors of two groups, each once."""
+    group_of = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    return (group_of[:, None] < group_of).flatten().nonzero()[:, 0]
 
 
 def _pairs(group: str) -> str:

@@ -133,6 +133,7 @@ class Keeper:
         restore_random(loaded.arrays, ranks=ranks)
         labels = self._model.labels
         restore_metrics(trained.evaluation, loaded.arrays, record=record, now=labels, ranks=ranks)
+        trained.model.rates.restore(record.rates)
         trained.steps.keep_until(record.step)
         self.cut, self.taken_over = loaded.name, loaded.taken_over
         if ranks.rank == 0:
@@ -233,6 +234,7 @@ class Keeper:
             schedule=tuple(first for _, first, _ in parts),
             versions=LastVersion(last=self.publisher.version),
             model=self._model,
+            rates=self._trained.model.rates.state(),
         )
 
     def _arrays(self) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from trainer.ikjt import TrainBatch
 from trainer.keeper import Keeper, Trained
 from trainer.metrics import SUMS
 from trainer.ranks import Ranks
+from trainer.rates import RateError
 from trainer.schedule import Schedule
 
 logger = logging.getLogger("trainer.loop")
@@ -54,6 +56,7 @@ class Agreed(NamedTuple):
     publish: int
     report: int
     reload: int
+    rates: int
     paused: int
 
 
@@ -102,6 +105,9 @@ class TrainingLoop:
         self._uncut = False
         # What was trained before, but never published: without traffic no step would ask for it.
         self._unpublished = trained.state.step > 0 and keeper.publisher.version == 0
+        self._rates: Mapping[str, float | None] = {}
+        """What rank 0 was told; the others are told by it."""
+        self._rates_refused = 0
         self._loss: float | None = None
         self._loss_samples = 0
         self._own_counters = dict.fromkeys(("batches", "dummy_steps", "non_finite_dense"), 0)
@@ -155,9 +161,11 @@ class TrainingLoop:
                 cut_busy=cuts.busy,
                 publisher_busy=publisher.busy,
             )
-            vector += [wants.checkpoint, wants.publish, wants.report, wants.reload, self._schedule.paused]
+            self._rates = wants.rates
+            vector += [wants.checkpoint, wants.publish, wants.report, wants.reload, bool(wants.rates)]
+            vector.append(self._schedule.paused)
         else:
-            vector += [0] * 5
+            vector += [0] * 6
         agreed = Agreed(*self._ranks.sums(vector))
         self._was_dummy = not has_data and agreed.ranks_with_data > 0
         return agreed
@@ -169,6 +177,7 @@ class TrainingLoop:
         if agreed.samples:
             real = fed is not None and fed.num_samples > 0
             batch = fed.tensors.to(self._ranks.device) if fed is not None else self._dummy
+            trained.model.use_rates(step=trained.state.step)
             logits = trained.model(batch)
             losses = binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
             loss = (losses * batch.weights[:, None] * self._label_weights).sum()
@@ -228,8 +237,10 @@ class TrainingLoop:
         trained.steps.append(line)
 
     def _obey(self, agreed: Agreed) -> None:
-        """Between two steps, in this order: other weights, a cut, a version, a report."""
+        """Between two steps, in this order: learning rates, other weights, a cut, a version, a report."""
         self._paused = bool(agreed.paused)
+        if agreed.rates:
+            self._take_rates()
         if agreed.reload and self._keeper.reload(agreed.reload):
             self._uncut = self._unpublished = True
         if agreed.checkpoint:
@@ -241,6 +252,18 @@ class TrainingLoop:
         if agreed.report:
             idle = "idle" if self._feed.idle and not agreed.ranks_with_data else "training"
             self._report("paused" if self._paused else idle)
+
+    def _take_rates(self) -> None:
+        """Those that rank 0 heard of, on all ranks."""
+        given = self._ranks.gather(self._rates)[0]
+        try:
+            self._trained.model.rates.give(given)
+        except RateError as error:
+            self._rates_refused += 1
+            logger.warning("learning rates were refused", extra={"reason": str(error)})
+        else:
+            logger.info("learning rates were given", extra={"rates": dict(given)})
+            self._uncut = True
 
     def _finish(self) -> None:
         """The last cut and the last version, where there is something new."""
@@ -276,10 +299,10 @@ class TrainingLoop:
         )
         reports = self._ranks.gather(report)
         error = self._failure or keeper.last_error or keeper.publisher.last_error
-        takeover = msgspec.to_builtins(keeper.taken_over)
+        takeover, rates = msgspec.to_builtins(keeper.taken_over), trained.model.rates.at(trained.state.step)
         publisher, said = keeper.publisher, str(error or "")
         share = round(publisher.delta_share, 6)
-        summary = Summary(state, trained.state.step, publisher.version, keeper.cut, said, share, takeover)
+        summary = Summary(state, trained.state.step, publisher.version, keeper.cut, said, rates, share, takeover)
         if self._ranks.rank == 0:
             self._board.show(summary, reports)
 
@@ -298,6 +321,6 @@ class TrainingLoop:
             **asdict(keeper.counts),
             **keeper.releases.counters(),
             "orders_obeyed": self._schedule.orders_obeyed,
-            "orders_refused": self._schedule.orders_refused,
+            "orders_refused": self._schedule.orders_refused + self._rates_refused,
         }
         return own | {name: value if first else 0 for name, value in alike.items()}

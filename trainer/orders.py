@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,7 @@ from trainer.durable import replace_file
 
 logger = logging.getLogger("trainer.orders")
 
-ACTIONS = ("pause", "resume", "checkpoint", "publish", "reload")
+ACTIONS = ("pause", "resume", "checkpoint", "publish", "reload", "rates")
 RETRY_S = 1.0
 POLL_MS = 200
 
@@ -57,11 +58,12 @@ class StandingOrders:
 
 @dataclass(frozen=True)
 class Order:
-    """One order; `version` belongs to `reload`."""
+    """One order; `version` belongs to `reload`, `rates` to `rates`."""
 
     action: str
     id: str = ""
     version: int = 0
+    rates: Mapping[str, float | None] = field(default_factory=dict)
 
 
 class Orders:
@@ -133,8 +135,9 @@ class Orders:
                 self.refused += 1
                 logger.warning("an order was refused", extra={"action": message.action, "version": message.version})
             return
-        self._heard.put(Order(message.action, message.id, message.version or 0))
+        self._heard.put(Order(message.action, message.id, message.version or 0, message.rates or {}))
 
 
 def _is_whole(message: ControlMessage) -> bool:
-    return message.action in ACTIONS and (message.action != "reload" or (message.version or 0) > 0)
+    missing = {"reload": not (message.version or 0) > 0, "rates": not message.rates}
+    return message.action in ACTIONS and not missing.get(message.action, False)

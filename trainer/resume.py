@@ -15,8 +15,9 @@ from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from trainer.cut_files import CutError, CutRecord
 from trainer.durable import replace_file
 from trainer.evaluation import Evaluation, merge_states, of_labels
+from trainer.optimizers import TABLES
 from trainer.ranks import Ranks
-from trainer.sharding import TABLES, ShardedModel
+from trainer.sharding import ShardedModel
 from trainer.takeover import TakenOver
 
 logger = logging.getLogger("trainer.resume")

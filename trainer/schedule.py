@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from stream.config import TrainerConfig
 from trainer.orders import Orders, StandingOrders
@@ -20,6 +21,8 @@ class Wants:
     report: bool = False
     reload: int = 0
     """Version to take; 0: none."""
+    rates: Mapping[str, float | None] = field(default_factory=dict)
+    """Learning rates to take."""
 
 
 class Schedule:
@@ -59,7 +62,7 @@ class Schedule:
             self._last_cut_ms, self._cut_ordered = now_ms, False
         self._last_publication_ms = now_ms if publish else self._last_publication_ms
         self._last_report_ms = now_ms if report else self._last_report_ms
-        return Wants(checkpoint, publish, report, ordered.reload)
+        return Wants(checkpoint, publish, report, ordered.reload, ordered.rates)
 
     def _due(self, last_ms: int, every_ms: int) -> bool:
         return _now_ms() - last_ms >= every_ms
@@ -74,7 +77,9 @@ class Schedule:
             if self._standing is not None:
                 self._standing.keep(paused=self.paused)
         reload = order.version if order.action == "reload" else 0
-        return Wants(checkpoint=order.action == "checkpoint", publish=order.action == "publish", reload=reload)
+        return Wants(
+            checkpoint=order.action == "checkpoint", publish=order.action == "publish", reload=reload, rates=order.rates
+        )
 
 
 def _now_ms() -> int:

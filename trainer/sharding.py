@@ -10,8 +10,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import xxhash
-from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from torch import nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
@@ -20,24 +18,30 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from stream.config import ModelConfig, OptimizerConfig
 from trainer.ikjt import TrainBatch
 from trainer.model import GroupedDLRM
+from trainer.optimizers import (
+    ADAGRAD_EPS,
+    FUSED,
+    TABLES,
+    give_own_kernels,
+    kernel_optimizers,
+    table_of,
+    torch_optimizers,
+)
 from trainer.ranks import Ranks
+from trainer.rates import SPARSE, LearningRates, part_of
 from trainer.tables import Table, table_config
 from trainer.touched import TouchedRows
 from trainer.versions import TableShard, Version, VersionError
 
 INIT_BLOCK_ROWS = 65_536
 INIT_BOUND = 0.1
-ADAGRAD_EPS = 1e-8
 KINDS = ("table_wise", "column_wise", "row_wise", "data_parallel")
 CPU_KINDS = ("table_wise",)
 """Where the config leaves it open: cuts of whole tables can be taken over by another number of ranks."""
-FUSED = {"rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "sgd": EmbOptimType.EXACT_SGD}
-TABLES = "embeddings."
 
 
 class ShardingError(Exception):
@@ -50,26 +54,38 @@ class ShardedModel:
     def __init__(self, model: GroupedDLRM, *, config: ModelConfig, optimizer: OptimizerConfig, ranks: Ranks) -> None:
         """`model` has its tables on the meta device; `fill_tables` gives them their first values afterwards."""
         self.ranks = ranks
+        self.rates = LearningRates(optimizer, model=config, tables=model.tables)
+        parts = {table.name: part_of(table, config) for table in model.tables}
+        self._rates_now = self.rates.at(0)
+        give_own_kernels(model.embeddings, parts=parts, rates=self._rates_now)
         fused = {
             "optimizer": FUSED[optimizer.sparse],
-            "learning_rate": optimizer.sparse_learning_rate,
+            "learning_rate": self._rates_now[SPARSE],
             "eps": ADAGRAD_EPS,
         }
         sharders: list[BaseEmbeddingSharder[Any]] = [
             EmbeddingBagCollectionSharder(fused_params=dict(fused)),
             EmbeddingCollectionSharder(fused_params=dict(fused)),
         ]
+        for name, part in model.named_children():
+            if f"{name}." != TABLES:
+                part.to(ranks.device)
         self.module = DistributedModelParallel(
             model,
             device=ranks.device,
             plan=_plan(model, sharders, config=config, ranks=ranks),
             sharders=sharders,
             env=ShardingEnv.from_process_group(dist.group.WORLD),
+            # One rank alone has nobody to average with, and DDP would copy every gradient: 14 ms a step on a CPU.
+            init_data_parallel=ranks.world_size > 1,
         )
         self.touched = TouchedRows(model.tables, device=ranks.device)
         """Rows that were updated since a version was taken."""
         self._read: list[TrainBatch] = []
-        self._optimizers = _optimizers(dict(self.module.named_parameters()), self._tables(), config=optimizer)
+        self._optimizers = torch_optimizers(
+            dict(self.module.named_parameters()), self._tables(), config=optimizer, parts=parts
+        )
+        self._fused = [(parts[table_of(one)], one) for one in kernel_optimizers(self.module.fused_optimizer)]
 
     def __call__(self, batch: TrainBatch) -> torch.Tensor:
         """Logits [B, L] of this rank's batch; every rank must call together."""
@@ -88,6 +104,21 @@ class ShardedModel:
         for batch in self._read:
             self.touched.mark(batch)
         self._read.clear()
+
+    def use_rates(self, *, step: int) -> None:
+        """Learn from here on with the rates of the step after `step` others."""
+        rates = self.rates.at(step)
+        if rates == self._rates_now:
+            return
+        self._rates_now = rates
+        for optimizer in self._optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rates[group["part"]]
+        for part, fused in self._fused:
+            for group in fused.param_groups:
+                group["lr"] = rates[part]
+            # The update itself is part of the backward pass; this hands the rate to its kernel.
+            fused.step()
 
     def fill_tables(self, *, seed: int) -> None:
         """Give every table its first values: the same for a seed, whatever the sharding."""
@@ -263,41 +294,3 @@ def _on_cpu(table: Table, kinds: list[str]) -> list[str]:
 def _shard_columns(dim: int, world_size: int) -> int:
     """Columns of a column-wise shard: divides `dim`, is a multiple of 4, and makes at most `world_size` shards."""
     return min(c for c in range(4, dim + 1, 4) if dim % c == 0 and dim // c <= world_size)
-
-
-def _optimizers(
-    parameters: Mapping[str, nn.Parameter],
-    tables: Mapping[str, torch.Tensor | ShardedTensor],
-    *,
-    config: OptimizerConfig,
-) -> dict[str, torch.optim.Optimizer]:
-    """Torch's optimizers by name, their state made now: `dense`, and `replicated` for data-parallel tables."""
-    dense = [p for name, p in parameters.items() if not name.startswith(TABLES)]
-    copies = {name for name, tensor in tables.items() if not isinstance(tensor, ShardedTensor)}
-    replicated = [p for name, p in parameters.items() if name.startswith(TABLES) and name.split(".")[-2] in copies]
-    rate = config.dense_learning_rate
-    kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad}
-    optimizers: dict[str, torch.optim.Optimizer] = {"dense": kinds[config.dense](dense, lr=rate)}
-    if replicated:
-        rate = config.sparse_learning_rate
-        optimizers["replicated"] = (
-            RowWiseAdagrad(replicated, lr=rate, eps=ADAGRAD_EPS)
-            if config.sparse == "rowwise_adagrad"
-            else torch.optim.SGD(replicated, lr=rate)
-        )
-    for optimizer in optimizers.values():
-        _make_state(optimizer)
-    return optimizers
-
-
-def _make_state(optimizer: torch.optim.Optimizer) -> None:
-    """State is made by a first step: take one with zero gradients, which moves nothing, and set it back to zero."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    for state in optimizer.state.values():
-        for value in state.values():
-            if torch.is_tensor(value):
-                value.zero_()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 ACTIONS = {
     "stream": ("pause", "resume", "drain", "close"),
-    "trainer": ("pause", "resume", "checkpoint", "publish", "reload"),
+    "trainer": ("pause", "resume", "checkpoint", "publish", "reload", "rates"),
     "serving": ("reload",),
 }
 
@@ -54,13 +54,30 @@ def serve(config: Config) -> None:
 @click.argument("target", type=click.Choice([*ACTIONS, "all"]))
 @click.argument("action", type=click.Choice(sorted({action for actions in ACTIONS.values() for action in actions})))
 @click.option("--version", type=int, help="reload: the version to take; the newest without.")
-def control(config: Config, target: str, action: str, version: int | None) -> None:
+@click.option(
+    "--rate",
+    "rates",
+    multiple=True,
+    metavar="PART=RATE",
+    help="rates: a learning rate from the next step on, of dense, sparse or tables.FEATURE; `config` for the config's.",
+)
+def control(config: Config, target: str, action: str, version: int | None, rates: tuple[str, ...]) -> None:
     """Tell running services something over the control topic."""
     from stream.control import send
 
     if target != "all" and action not in ACTIONS[target]:
         raise click.UsageError(f"{target} knows {', '.join(ACTIONS[target])}")
-    send(config, target=target, action=action, version=version)
+    if bool(rates) != (action == "rates"):
+        raise click.UsageError("`control trainer rates` and --rate belong together")
+    send(config, target=target, action=action, version=version, rates=dict(map(_rate, rates)) or None)
+
+
+def _rate(given: str) -> tuple[str, float | None]:
+    part, _, rate = given.partition("=")
+    try:
+        return part, None if rate == "config" else float(rate)
+    except ValueError:
+        raise click.UsageError(f"--rate {given}: expected PART=RATE, such as dense=0.001") from None
 
 
 @click.command()

@@ -12,6 +12,10 @@ NonNegative = Annotated[int, msgspec.Meta(ge=0)]
 
 Weight = Annotated[float, msgspec.Meta(ge=0)]
 
+Rate = Annotated[float, msgspec.Meta(gt=0)]
+
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.\-]+$", max_length=200)]
 
 

@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 import msgspec
 
 from stream.config.learning import EvaluationConfig
-from stream.config.section import Name, NonNegative, Positive, Section, Weight
+from stream.config.section import Name, NonNegative, Positive, Rate, Section, Share, Weight
+
+
+class RateConfig(Section, frozen=True):
+    """How a learning rate goes over the trainer's steps: a linear rise, then a decay."""
+
+    warmup_steps: NonNegative = 0
+    decay: Literal["none", "linear", "cosine", "inverse_sqrt"] = "none"
+    decay_steps: Positive = 1_000_000
+    """After the rise: when linear and cosine are at the floor, when inverse_sqrt begins to fall."""
+    floor: Share = 0.0
+    """What the rate never falls below, as a share of it."""
 
 
 class TableConfig(Section, frozen=True):
@@ -20,6 +31,10 @@ class TableConfig(Section, frozen=True):
     """From the embeddings of a list to one vector."""
     shares: Name | None = None
     """Reads the table of this feature in place of one of its own; of what stands here only `pooling` counts then."""
+    learning_rate: Rate | None = None
+    """In place of `optimizer.sparse_learning_rate`; such a table is looked up by itself."""
+    schedule: RateConfig | None = None
+    """In place of `optimizer.sparse_schedule`."""
     sharding: tuple[Literal["table_wise", "column_wise", "row_wise", "data_parallel"], ...] = ()
     """Allowed kinds; empty leaves the choice to TorchRec's planner."""
 
@@ -37,6 +52,8 @@ class InteractionConfig(Section, frozen=True):
     """How the vectors of all features meet: dot products of pairs (DLRM) or low-rank cross layers (DCN-v2)."""
 
     kind: Literal["dot", "cross"] = "dot"
+    vectors: NonNegative = 0
+    """So many of each group meet those of other groups, mixed from all of its own on distinct rows; 0: all meet."""
     layers: Positive = 3
     """Cross layers."""
     rank: Positive = 32
@@ -76,9 +93,11 @@ class OptimizerConfig(Section, frozen=True):
     """Exact fused optimizer for tables, torch's for dense layers."""
 
     sparse: Literal["rowwise_adagrad", "sgd"] = "rowwise_adagrad"
-    sparse_learning_rate: float = 0.05
+    sparse_learning_rate: Rate = 0.05
+    sparse_schedule: RateConfig = RateConfig()
     dense: Literal["adam", "sgd", "adagrad"] = "adam"
-    dense_learning_rate: float = 0.001
+    dense_learning_rate: Rate = 0.001
+    dense_schedule: RateConfig = RateConfig()
 
 
 class TrainerConfig(Section, frozen=True):
@@ -110,6 +129,9 @@ class TrainerConfig(Section, frozen=True):
     model_name: Name = "recd"
     """Key of the announcements."""
     prefetch_batches: Positive = 16
+    """Batches that are decoded ahead of the step."""
+    prefetch_bytes: Positive = 268_435_456
+    """The same in bytes, whichever is less; one batch always."""
     idle_timeout_ms: Positive = 100
     """A rank without data joins the step with a dummy sample after this wait, when another rank has some."""
     host: str = "127.0.0.1"

@@ -42,6 +42,11 @@ VARIANTS = {
     "dimensions": replace(MODEL, tables={"tags": replace(TAGS, dim=4), "history": replace(HISTORY, dim=16)}),
     "sums": replace(MODEL, tables={"tags": replace(TAGS, pooling="sum")}),
     "heads": replace(MODEL, heads=(6,)),
+    "mixed": replace(
+        MODEL,
+        interaction=InteractionConfig(vectors=2),
+        tables={"tags": replace(TAGS, dim=4), "history": replace(HISTORY, pooling="transformer")},
+    ),
 }
 USERS, ITEMS = 60, 80
 

@@ -10,7 +10,8 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from stream.config import Config
 from trainer.ikjt import TrainBatch, group_specs, to_train_batch
 from trainer.model import GroupedDLRM
-from trainer.sharding import ADAGRAD_EPS, fill_unsharded
+from trainer.optimizers import ADAGRAD_EPS
+from trainer.sharding import fill_unsharded
 
 
 def new_model(config: Config, *, device: str = "cpu") -> GroupedDLRM:

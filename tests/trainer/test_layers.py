@@ -126,7 +126,7 @@ def test_dot_is_one_linear_over_vectors_and_pairs_of_every_sample():
     rows, inverse = make_groups()
     counts = {"a": 2, "b": 3, "c": 1}
     layer = DotInteraction(counts, dim=DIM, num_outputs=5)
-    assert layer.across is not None
+    assert layer.between is not None
     group_of = [name for name, count in counts.items() for _ in range(count)]
     for sample, given in enumerate(layer(rows, inverse)):
         vectors = [v for name in counts for v in rows[name][inverse[name][sample]].view(-1, DIM)]
@@ -135,15 +135,9 @@ def test_dot_is_one_linear_over_vectors_and_pairs_of_every_sample():
             own = [v for v, group in zip(vectors, group_of, strict=True) if group == name]
             pairs = [(own[i] * own[j]).sum() for i in range(len(own)) for j in range(i + 1, len(own))]
             expected += layer.own[name].weight @ torch.cat([*own, torch.tensor(pairs)])
-        across = [
-            (v * w).sum()
-            for one, other in (("a", "b"), ("a", "c"), ("b", "c"))
-            for v, g in zip(vectors, group_of, strict=True)
-            if g == one
-            for w, h in zip(vectors, group_of, strict=True)
-            if h == other
-        ]
-        expected += layer.across.weight @ torch.tensor(across)
+        numbered = list(zip(vectors, group_of, strict=True))
+        across = [(v * w).sum() for i, (v, g) in enumerate(numbered) for w, h in numbered[i + 1 :] if g != h]
+        expected += layer.between.weight @ torch.tensor(across)
         torch.testing.assert_close(given, expected)
 
 

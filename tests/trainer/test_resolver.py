@@ -15,7 +15,7 @@ from stream.config import KafkaConfig
 from stream.indexer import Indexer, ReferencePolicy, ShippedValue
 from stream.kafka import Writer, create_topic
 from tests.trainer.made_batches import World, make_config
-from trainer.feed import BatchReader, Feed, FeedSource
+from trainer.feed import BatchReader, Feed, FeedLimits, FeedSource
 from trainer.ikjt import group_specs
 from trainer.resolver import Resolver, Stopping, UnresolvedReference, ValuesLog
 
@@ -225,7 +225,7 @@ def test_a_feed_that_waits_for_values_ends_when_closed(kafka: EmbeddedKafka, top
     resolving = Resolver(shipped.world.schema, store=MemoryStore(), log=log)
     made = make_config()
     reader = BatchReader(shipped.world.schema, group_specs(made.features, made.trainer.model), True, resolving)
-    feed = Feed(FeedSource(config, f"{topic_prefix}batches", {0: 0}), reader=reader, prefetch=1, stop=stop)
+    feed = Feed(FeedSource(config, f"{topic_prefix}batches", {0: 0}), reader=reader, limits=FeedLimits(1, 1), stop=stop)
     assert waits.wait(60)
     feed.close()
     assert feed.get(timeout_s=0) is None
