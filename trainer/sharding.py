@@ -32,7 +32,7 @@ from trainer.optimizers import (
     torch_optimizers,
 )
 from trainer.ranks import Ranks
-from trainer.rates import SPARSE, LearningRates, part_of
+from trainer.rates import LearningRates, part_of
 from trainer.tables import Table, table_config
 from trainer.touched import TouchedRows
 from trainer.versions import TableShard, Version, VersionError
@@ -56,11 +56,11 @@ class ShardedModel:
         self.ranks = ranks
         self.rates = LearningRates(optimizer, model=config, tables=model.tables)
         parts = {table.name: part_of(table, config) for table in model.tables}
-        self._rates_now = self.rates.at(0)
-        give_own_kernels(model.embeddings, parts=parts, rates=self._rates_now)
+        self._rates_now: dict[str, float] = {}
+        give_own_kernels(model.embeddings, parts=parts, rates=self.rates.at(0))
         fused = {
             "optimizer": FUSED[optimizer.sparse],
-            "learning_rate": self._rates_now[SPARSE],
+            "learning_rate": optimizer.sparse_learning_rate,
             "eps": ADAGRAD_EPS,
         }
         sharders: list[BaseEmbeddingSharder[Any]] = [
@@ -86,6 +86,7 @@ class ShardedModel:
             dict(self.module.named_parameters()), self._tables(), config=optimizer, parts=parts
         )
         self._fused = [(parts[table_of(one)], one) for one in kernel_optimizers(self.module.fused_optimizer)]
+        self.use_rates(step=0)
 
     def __call__(self, batch: TrainBatch) -> torch.Tensor:
         """Logits [B, L] of this rank's batch; every rank must call together."""

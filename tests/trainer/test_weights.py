@@ -56,7 +56,7 @@ def trained(folder: Path, ranks: Ranks, *, repeated: bool) -> tuple[dict[str, to
     count = batch.num_samples
     times = np.zeros(count, np.int64)
     fed = FedBatch(to_train_batch(batch, specs=specs, dedup=True), 0, 0, 0, count, 0, times, times, 0)
-    loop._step(fed, Agreed(count, 1, *[0] * 7))
+    loop._step(fed, Agreed(count, 1, *[0] * (len(Agreed._fields) - 2)))
     weights = {name: torch.from_numpy(value) for name, value in kept._trained.model.dense_weights().items()}
     sums = kept._trained.evaluation.state()["sums"].sum(axis=0)
     kept.release()
