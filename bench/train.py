@@ -57,6 +57,7 @@ from trainer.sharding import ShardedModel
 
 SEQUENCE, LONGEST = "history", 60
 MIXED = 2
+MODELS = ("sum", "sequence")
 PARTS = ("decode", "tensors", "lookup", "exchange", "dense", "backward", "optimizer")
 OFF = DistinctConfig(lookups="off", jagged_select=False, layers=False)
 ABLATION = {
@@ -226,7 +227,7 @@ def run(variants: dict[str, Variant], payloads: list[bytes], *, rounds: int) -> 
 
 def show(variants: dict[str, Variant], *, title: str, samples: int) -> dict[str, dict[str, float]]:
     """The table; CPU and wall microseconds a sample by variant."""
-    table = Table("", "samples / CPU-s", "of off", "wall, of off", *PARTS, title=title)
+    table = Table("", "samples\n/ CPU-s", "ratio", "wall", *PARTS, title=title)
     base = variants["off"]
     for name, variant in variants.items():
         cpu, wall = variant.cpu_us(samples=samples), variant.wall_us(samples=samples)
@@ -237,25 +238,20 @@ def show(variants: dict[str, Variant], *, title: str, samples: int) -> dict[str,
     return {n: {"cpu": v.cpu_us(samples=samples), "wall": v.wall_us(samples=samples)} for n, v in variants.items()}
 
 
-def closing(summed: dict[str, dict[str, float]], pooled: dict[str, dict[str, float]]) -> dict[str, object]:
-    """Ratios of throughput; an ablation step against the one before it."""
-
-    def ratio(spent: dict[str, dict[str, float]], fast: str, slow: str, clock: str = "cpu") -> float:
-        return round(spent[slow][clock] / spent[fast][clock], 2)
-
+def closing(figures: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
+    """Ratios of throughput by model; an ablation step against the one before it."""
     order = ["off", *ABLATION]
-    steps = list(pairwise(order))
-    return {
-        "ratio": ratio(summed, "o7", "off"),
-        "ratio_wall": ratio(summed, "o7", "off", "wall"),
-        "ratio_vbe": ratio(summed, "vbe", "off"),
-        "ratio_to_plain": ratio(summed, "o7", "plain"),
-        **{step: ratio(summed, step, before) for before, step in steps},
-        "ratio_sequence": ratio(pooled, "o7", "off"),
-        "ratio_sequence_wall": ratio(pooled, "o7", "off", "wall"),
-        "ratio_sequence_to_plain": ratio(pooled, "o7", "plain"),
-        **{f"{step}_sequence": ratio(pooled, step, before) for before, step in steps},
-    }
+    ratios: dict[str, float] = {}
+    for model, spent in figures.items():
+        end = "_sequence" if model == "sequence" else ""
+        cpu, wall = ({name: of[clock] for name, of in spent.items()} for clock in ("cpu", "wall"))
+        ratios[f"ratio{end}"] = cpu["off"] / cpu["o7"]
+        ratios[f"ratio{end}_wall"] = wall["off"] / wall["o7"]
+        ratios[f"ratio{end}_to_plain"] = cpu["plain"] / cpu["o7"]
+        ratios |= {f"{step}{end}": cpu[before] / cpu[step] for before, step in pairwise(order)}
+        if "vbe" in cpu:
+            ratios["ratio_vbe"] = cpu["off"] / cpu["vbe"]
+    return {name: round(ratio, 2) for name, ratio in ratios.items()}
 
 
 def main() -> None:
@@ -266,6 +262,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4, help="batches a round")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -273,17 +270,18 @@ def main() -> None:
     base = load(preset_path("recd"), overrides=(f"batch.max_samples={args.samples}",))
     payloads = make_payloads(base, seconds=args.seconds, count=args.steps + 1)
     ranks = join()
-    figures = []
-    for sequence in (False, True):
+    figures = {}
+    for name in args.models:
+        sequence = name == "sequence"
         variants = make_variants(base, dim=args.dim, sequence=sequence, ranks=ranks)
         run(variants, payloads, rounds=args.rounds)
         title = f"{'transformer over history' if sequence else 'all lists summed'}: µs of CPU a sample"
-        figures.append(show(variants, title=title, samples=args.samples))
+        figures[name] = show(variants, title=title, samples=args.samples)
     leave()
     versions = {"torch": torch.__version__, "torchrec": torchrec.__version__, "fbgemm": fbgemm_gpu.__version__}
     setting = {"bench": "train", "samples": args.samples, "dim": args.dim}
     machine = {"python": platform.python_version(), "cpus": os.cpu_count()}
-    print(json.dumps(setting | closing(*figures) | versions | machine))
+    print(json.dumps(setting | closing(figures) | versions | machine))
 
 
 if __name__ == "__main__":

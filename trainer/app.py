@@ -38,13 +38,14 @@ from trainer.loop import NonFiniteLoss, OtherRankFailed, StepRules, TrainingLoop
 from trainer.meeting import STOPS, ends_when_told
 from trainer.model import GroupedDLRM
 from trainer.orders import Orders, StandingOrders
+from trainer.planning import ShardingError
 from trainer.progress import TrainingState
 from trainer.ranks import Ranks, join, leave
 from trainer.resolver import Resolver, ValuesLog
 from trainer.run_folder import EXIT_FAILED, EXIT_OK, EXIT_OPERATOR, RunFolder
 from trainer.schedule import Schedule
 from trainer.segments import Marker
-from trainer.sharding import ShardedModel, ShardingError
+from trainer.sharding import ShardedModel
 from trainer.steps import StepLog, steps_path
 from trainer.versions import VersionError
 
@@ -161,7 +162,9 @@ def _new(rank: Rank) -> Trained:
     )
     if rank.ranks.world_size > 1:
         network.pad_sequences(config.batch.max_samples)
-    model = ShardedModel(network, config=trainer.model, optimizer=trainer.optimizer, ranks=rank.ranks)
+    model = ShardedModel(
+        network, config=trainer.model, optimizer=trainer.optimizer, ranks=rank.ranks, device=trainer.device
+    )
     model.fill_tables(seed=trainer.seed)
     return Trained(
         model=model,

@@ -16,7 +16,11 @@ from stream.config import OptimizerConfig
 from trainer.rates import DENSE, SPARSE
 
 ADAGRAD_EPS = 1e-8
-FUSED = {"rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "sgd": EmbOptimType.EXACT_SGD}
+FUSED = {
+    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+    "sgd": EmbOptimType.EXACT_SGD,
+    "adam": EmbOptimType.ADAM,
+}
 TABLES = "embeddings."
 
 
@@ -40,11 +44,10 @@ def torch_optimizers(
     if replicated:
         groups = [{"params": of_part, "part": part} for part, of_part in replicated.items()]
         rate = config.sparse_learning_rate
-        optimizers["replicated"] = (
-            RowWiseAdagrad(groups, lr=rate, eps=ADAGRAD_EPS)
-            if config.sparse == "rowwise_adagrad"
-            else torch.optim.SGD(groups, lr=rate)
-        )
+        if config.sparse == "rowwise_adagrad":
+            optimizers["replicated"] = RowWiseAdagrad(groups, lr=rate, eps=ADAGRAD_EPS)
+        else:
+            optimizers["replicated"] = kinds[config.sparse](groups, lr=rate)
     for optimizer in optimizers.values():
         _make_state(optimizer)
     return optimizers

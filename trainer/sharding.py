@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,11 +14,9 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import BaseEmbeddingSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import ShardingEnv, ShardingPlan
+from torchrec.distributed.types import ShardingEnv
 
-from stream.config import ModelConfig, OptimizerConfig
+from stream.config import DeviceConfig, ModelConfig, OptimizerConfig
 from trainer.ikjt import TrainBatch
 from trainer.model import GroupedDLRM
 from trainer.optimizers import (
@@ -31,29 +28,38 @@ from trainer.optimizers import (
     table_of,
     torch_optimizers,
 )
+from trainer.planning import check_device, halve_tables, make_plan
 from trainer.ranks import Ranks
 from trainer.rates import LearningRates, part_of
-from trainer.tables import Table, table_config
 from trainer.touched import TouchedRows
 from trainer.versions import TableShard, Version, VersionError
 
 INIT_BLOCK_ROWS = 65_536
 INIT_BOUND = 0.1
-KINDS = ("table_wise", "column_wise", "row_wise", "data_parallel")
-CPU_KINDS = ("table_wise",)
-"""Where the config leaves it open: cuts of whole tables can be taken over by another number of ranks."""
-
-
-class ShardingError(Exception):
-    """The model cannot be laid out as the config asks on these devices."""
+DEFAULT_DEVICE = DeviceConfig()
 
 
 class ShardedModel:
     """A GroupedDLRM under DistributedModelParallel, with fused optimizers for tables and torch's for dense layers."""
 
-    def __init__(self, model: GroupedDLRM, *, config: ModelConfig, optimizer: OptimizerConfig, ranks: Ranks) -> None:
-        """`model` has its tables on the meta device; `fill_tables` gives them their first values afterwards."""
+    def __init__(
+        self,
+        model: GroupedDLRM,
+        *,
+        config: ModelConfig,
+        optimizer: OptimizerConfig,
+        ranks: Ranks,
+        device: DeviceConfig = DEFAULT_DEVICE,
+    ) -> None:
+        """`model` has its tables on the meta device; `fill_tables` gives them their first values afterwards.
+
+        Raises ShardingError for what the devices cannot do.
+        """
         self.ranks = ranks
+        self._dense_type = torch.bfloat16 if device.dense == "bf16" else None
+        check_device(ranks.device.type, optimizer=optimizer, device=device)
+        if device.tables == "fp16":
+            halve_tables(model.embeddings)
         self.rates = LearningRates(optimizer, model=config, tables=model.tables)
         parts = {table.name: part_of(table, config) for table in model.tables}
         self._rates_now: dict[str, float] = {}
@@ -73,7 +79,7 @@ class ShardedModel:
         self.module = DistributedModelParallel(
             model,
             device=ranks.device,
-            plan=_plan(model, sharders, config=config, ranks=ranks),
+            plan=make_plan(model, sharders, config=config, ranks=ranks, memory_bytes=device.memory_bytes),
             sharders=sharders,
             env=ShardingEnv.from_process_group(dist.group.WORLD),
             # One rank alone has nobody to average with, and DDP would copy every gradient: 14 ms a step on a CPU.
@@ -90,10 +96,11 @@ class ShardedModel:
 
     def __call__(self, batch: TrainBatch) -> torch.Tensor:
         """Logits [B, L] of this rank's batch; every rank must call together."""
-        logits: torch.Tensor = self.module(batch)
+        with torch.autocast(self.ranks.device.type, dtype=self._dense_type, enabled=self._dense_type is not None):
+            logits: torch.Tensor = self.module(batch)
         if torch.is_grad_enabled():
             self._read.append(batch)
-        return logits
+        return logits.float()
 
     def update(self, loss: torch.Tensor) -> None:
         """Backward and one step of every optimizer; gradients are averaged over the ranks."""
@@ -235,63 +242,5 @@ def _shard(area: _Area, *, table: str, shape: Sequence[int], ids: np.ndarray | N
 
 
 def _host_copy(tensor: torch.Tensor) -> np.ndarray:
-    copied: np.ndarray = tensor.detach().to("cpu", copy=True).numpy()
+    copied: np.ndarray = tensor.detach().to("cpu", torch.float32, copy=True).numpy()
     return copied
-
-
-def _plan(
-    model: GroupedDLRM, sharders: list[BaseEmbeddingSharder[Any]], *, config: ModelConfig, ranks: Ranks
-) -> ShardingPlan:
-    if model.uses_vbe and ranks.device.type == "cpu":
-        _check_vbe(model, config=config)
-    constraints = {table.name: _constraint(table, config=config, ranks=ranks) for table in model.tables}
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world_size))
-    topology = Topology(ranks.world_size, compute_device=ranks.device.type, local_world_size=local_size)
-    planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints)
-    try:
-        return planner.collective_plan(model, sharders, dist.group.WORLD)
-    except (PlannerError, ValueError, RuntimeError) as error:
-        raise ShardingError(f"no sharding plan for {ranks.world_size} ranks on {ranks.device.type}: {error}") from error
-
-
-def _check_vbe(model: GroupedDLRM, *, config: ModelConfig) -> None:
-    """What TorchRec 1.9 cannot do with `inverse_indices` on a CPU."""
-    at = "use grouped - at $.trainer.distinct.lookups"
-    if len({table_config(feature, config).pooling for table in model.tables for feature in table.features}) > 1:
-        raise ShardingError(f"vbe on a CPU takes one pooling for all tables, {at}")
-    if any("data_parallel" in table_config(table.owner, config).sharding for table in model.tables):
-        raise ShardingError(f"vbe on a CPU takes no data_parallel tables, {at}")
-
-
-def _constraint(table: Table, *, config: ModelConfig, ranks: Ranks) -> ParameterConstraints:
-    kinds: list[str] = list(table_config(table.owner, config).sharding)
-    if ranks.device.type == "cpu":
-        kinds = _on_cpu(table, kinds)
-    kernels = ["dense"] if kinds == ["data_parallel"] else ["fused"]
-    if "data_parallel" in kinds and len(kinds) > 1:
-        kernels.append("dense")
-    return ParameterConstraints(
-        sharding_types=kinds or None,
-        compute_kernels=kernels,
-        min_partition=_shard_columns(table.dim, ranks.world_size),
-    )
-
-
-def _on_cpu(table: Table, kinds: list[str]) -> list[str]:
-    """What gloo and FBGEMM's CPU kernels can do of the allowed kinds."""
-    impossible, why = ("row_wise", "bags needs NCCL: gloo gathers equal sizes only")
-    if not table.as_bag:
-        impossible, why = ("data_parallel", "lists needs a GPU: FBGEMM's dense kernel pools them on a CPU")
-    possible = [kind for kind in kinds or CPU_KINDS if kind != impossible]
-    if not possible:
-        others = ", ".join(kind for kind in KINDS if kind != impossible)
-        raise ShardingError(
-            f"table of '{table.owner}': {impossible} sharding of {why}; "
-            f"allow one of {others} - at $.trainer.model.tables"
-        )
-    return possible
-
-
-def _shard_columns(dim: int, world_size: int) -> int:
-    """Columns of a column-wise shard: divides `dim`, is a multiple of 4, and makes at most `world_size` shards."""
-    return min(c for c in range(4, dim + 1, 4) if dim % c == 0 and dim // c <= world_size)

@@ -13,6 +13,7 @@ from stream.config.kafka import KafkaConfig, RedisConfig, TopicsConfig
 from stream.config.read import load, to_yaml
 from stream.config.section import ConfigError, Name, NonNegative, Positive, Section
 from stream.config.trainer import (
+    DeviceConfig,
     DistinctConfig,
     InteractionConfig,
     ModelConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "ConfigError",
     "DedupConfig",
     "DerivedConfig",
+    "DeviceConfig",
     "DistinctConfig",
     "EventsConfig",
     "FeatureConfig",

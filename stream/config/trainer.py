@@ -92,12 +92,24 @@ class DistinctConfig(Section, frozen=True):
 class OptimizerConfig(Section, frozen=True):
     """Exact fused optimizer for tables, torch's for dense layers."""
 
-    sparse: Literal["rowwise_adagrad", "sgd"] = "rowwise_adagrad"
+    sparse: Literal["rowwise_adagrad", "sgd", "adam"] = "rowwise_adagrad"
+    """Adam on GPUs only."""
     sparse_learning_rate: Rate = 0.05
     sparse_schedule: RateConfig = RateConfig()
     dense: Literal["adam", "sgd", "adagrad"] = "adam"
     dense_learning_rate: Rate = 0.001
     dense_schedule: RateConfig = RateConfig()
+
+
+class DeviceConfig(Section, frozen=True):
+    """What a rank's device holds and how it computes."""
+
+    memory_bytes: Positive | None = None
+    """Of each rank, for tables and their exchange: the planner goes by it; None: what TorchRec assumes."""
+    dense: Literal["fp32", "bf16"] = "fp32"
+    """Of the dense layers' arithmetic (torch's autocast); weights, optimizers and losses stay fp32."""
+    tables: Literal["fp32", "fp16"] = "fp32"
+    """Of the tables as they are held while training, on GPUs only; versions have fp32 always."""
 
 
 class TrainerConfig(Section, frozen=True):
@@ -112,6 +124,7 @@ class TrainerConfig(Section, frozen=True):
     distinct: DistinctConfig = DistinctConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    device: DeviceConfig = DeviceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint_url: str = "var/checkpoints"
     checkpoint_every_ms: Positive = 10_000

@@ -1,6 +1,6 @@
 """Run under torchrun: trains cases under DistributedModelParallel, and leaves what came out.
 
-sharded_run.py CASES.json OUT_FOLDER STEPS
+sharded_run.py CASES.json OUT_FOLDER
 """
 
 import json
@@ -15,8 +15,9 @@ from stream.config import Config, ConfigError, DistinctConfig, OptimizerConfig
 from tests.trainer.made_batches import VARIANTS, World, make_config, with_sharding
 from tests.trainer.reference import new_model, tensors, weighted_loss
 from trainer.ikjt import dummy_batch
+from trainer.planning import ShardingError
 from trainer.ranks import Ranks, join, leave
-from trainer.sharding import ShardedModel, ShardingError
+from trainer.sharding import ShardedModel
 from trainer.touched import united
 from trainer.versions import TableShard
 
@@ -81,7 +82,7 @@ if __name__ == "__main__":
     ranks = join()
     for number, case in enumerate(json.loads(Path(sys.argv[1]).read_text())):
         try:
-            losses, weights = train(case, ranks=ranks, steps=int(sys.argv[3]))
+            losses, weights = train(case, ranks=ranks, steps=int(case["steps"]))
         except (ConfigError, ShardingError) as error:
             (Path(sys.argv[2]) / f"{number}-{ranks.rank}.txt").write_text(str(error))
             continue
