@@ -44,7 +44,10 @@ class PlainDLRM(nn.Module):
             self.mix[name] = nn.Linear(columns, count * dim)
         self.positions = nn.Parameter(torch.randn(length, dim) * dim**-0.5)
         heads, width = model.sequence.heads, model.sequence.feed_forward * dim
-        self.block = nn.TransformerEncoderLayer(dim, heads, width, dropout=0.0, batch_first=True, norm_first=True)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(dim, heads, width, dropout=0.0, batch_first=True, norm_first=True)
+            for _ in range(model.sequence.layers)
+        )
         vectors = count * len(self._specs)
         self._pairs = list(combinations(range(vectors), 2))
         self.register_buffer("_upper", torch.tensor(self._pairs).T)
@@ -60,7 +63,7 @@ class PlainDLRM(nn.Module):
         tables = list(self.tables.parameters())
         rest = [p for name, p in self.named_parameters() if not name.startswith("tables.")]
         if self._sequence is None:
-            rest = [p for p in rest if p is not self.positions and p not in set(self.block.parameters())]
+            rest = [p for p in rest if p is not self.positions and p not in set(self.blocks.parameters())]
         return [
             torch.optim.Adagrad(tables, lr=rates.sparse_learning_rate),
             torch.optim.Adam(rest, lr=rates.dense_learning_rate),
@@ -98,6 +101,7 @@ class PlainDLRM(nn.Module):
         x = self.tables[feature](ids_BT) + self.positions[from_end_BT]
         padding = ~exists_BT
         padding[:, 0] = False
-        x = self.block(x, src_key_padding_mask=padding) * exists_BT[:, :, None]
-        pooled = x.sum(dim=1) / lengths.clamp(min=1)[:, None]
+        for block in self.blocks:
+            x = block(x, src_key_padding_mask=padding)
+        pooled = (x * exists_BT[:, :, None]).sum(dim=1) / lengths.clamp(min=1)[:, None]
         return pooled

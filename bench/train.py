@@ -4,9 +4,9 @@
 
 Generated traffic (16.5 samples a session, whole sessions, the middle of the stretch) through the real pipeline and
 builder; a step is what the trainer does with one record of `batches`: decode, tensors, forward, backward with the
-fused row-wise AdaGrad, dense Adam. Two models: all lists summed, and `history` (up to 60 items) pooled by a transformer
-block. Every group's vectors are mixed into two before groups meet, so that lookups and list pooling are most of a step
-without deduplication, as in RecD's models (arXiv 2211.05239); the breakdown shows by how much.
+fused row-wise AdaGrad, dense Adam. Two models: all lists summed, and `history` (up to 60 items) pooled by two
+transformer blocks. Every group's vectors are mixed into two before groups meet, so that lookups and list pooling are
+most of a step without deduplication, as in RecD's models (arXiv 2211.05239); the breakdown shows by how much.
 
 `off` is trainer.dedup false; `o5`, `o6`, `o7` switch RecD's steps on one after the other, the last one is what the
 trainer does (grouped); `vbe` is TorchRec's own deduplication; `plain` a DLRM of nn.EmbeddingBag in torch alone
@@ -47,7 +47,7 @@ from recd.presets import preset_path
 from stream.builder import BatchBuilder, BatchLimits, slice_samples
 from stream.columns import batch_schema
 from stream.compiled import warm
-from stream.config import Config, DistinctConfig, InteractionConfig, load
+from stream.config import Config, DistinctConfig, InteractionConfig, SequenceConfig, load
 from stream.indexer import Indexer, ReferencePolicy
 from stream.transforms import Transforms
 from trainer.ikjt import TrainBatch, group_specs, to_train_batch
@@ -57,6 +57,7 @@ from trainer.sharding import ShardedModel
 
 SEQUENCE, LONGEST = "history", 60
 MIXED = 2
+TRANSFORMER = SequenceConfig(layers=2, heads=4, feed_forward=4)
 MODELS = ("sum", "sequence")
 PARTS = ("decode", "tensors", "lookup", "exchange", "dense", "backward", "optimizer")
 OFF = DistinctConfig(lookups="off", jagged_select=False, layers=False)
@@ -197,7 +198,7 @@ def configured(base: Config, *, dim: int, sequence: bool, distinct: DistinctConf
         for name, table in base.trainer.model.tables.items()
     }
     mixed = InteractionConfig(vectors=MIXED)
-    model = replace(base.trainer.model, dim=dim, tables=tables, interaction=mixed)
+    model = replace(base.trainer.model, dim=dim, tables=tables, interaction=mixed, sequence=TRANSFORMER)
     return replace(base, trainer=replace(base.trainer, model=model, distinct=distinct, dedup=dedup))
 
 

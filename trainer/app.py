@@ -26,6 +26,7 @@ from stream.kafka import (
 )
 from stream.log import configure_logging
 from stream.web import PortTakenError, StatusServer
+from trainer.agreement import StepRules
 from trainer.board import Board
 from trainer.cut import CutError, DamagedCut, cuts_folder
 from trainer.evaluation import Evaluation
@@ -34,7 +35,7 @@ from trainer.ikjt import GroupSpec, dummy_batch, group_specs
 from trainer.keeper import Keeper, Origin, Trained
 from trainer.latency import Ages
 from trainer.lookup import KeyOrderError
-from trainer.loop import NonFiniteLoss, OtherRankFailed, StepRules, TrainingLoop
+from trainer.loop import NonFiniteLoss, OtherRankFailed, TrainingLoop
 from trainer.meeting import STOPS, ends_when_told
 from trainer.model import GroupedDLRM
 from trainer.orders import Orders, StandingOrders

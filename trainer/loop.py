@@ -7,8 +7,8 @@ import math
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,10 +16,10 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from stream.kafka import KafkaError
+from trainer.agreement import Agreed, StepRules
 from trainer.board import Board, RankReport, Summary
 from trainer.cut import CutError
 from trainer.feed import FedBatch, Feed, FeedError
-from trainer.ikjt import TrainBatch
 from trainer.keeper import Keeper, Trained
 from trainer.metrics import SUMS
 from trainer.ranks import Ranks
@@ -43,33 +43,6 @@ class NonFiniteLoss(Exception):
 
 class OtherRankFailed(Exception):
     """Another rank cannot go on; its own error says why."""
-
-
-class Agreed(NamedTuple):
-    """What all ranks know before a step: sums over the ranks, or what rank 0 decided."""
-
-    samples: int
-    ranks_with_data: int
-    stop: int
-    failed: int
-    checkpoint: int
-    publish: int
-    report: int
-    reload: int
-    rates: int
-    paused: int
-
-
-@dataclass(frozen=True)
-class StepRules:
-    """What a step is made of besides its batch."""
-
-    dummy: TrainBatch
-    """What a rank without data brings."""
-    full_batch: int
-    """Samples that the loss is divided by: every sample weighs the same, however the batches were cut."""
-    label_weights: torch.Tensor
-    """[L]: what each label counts in the loss."""
 
 
 class TrainingLoop:

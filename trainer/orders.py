@@ -116,8 +116,9 @@ class Orders:
             return str(error)
         if not message.is_for("trainer") or not _is_whole(message):
             self.refused += 1
-            return f"the trainer knows {', '.join(ACTIONS)} (with a version above 0), not '{message.action}' as it came"
-        self._heard.put(Order(message.action, message.id, message.version or 0))
+            known = f"{', '.join(ACTIONS)} (`reload` with a version above 0, `rates` with `rates`)"
+            return f"the trainer knows {known}, not '{message.action}' as it came"
+        self._heard.put(Order(message.action, message.id, message.version or 0, message.rates or {}))
         return None
 
     def _take(self, value: bytes | None) -> None:
