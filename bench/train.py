@@ -1,11 +1,11 @@
 """Training with deduplication on against off, in samples per second, on the samples of the `recd` preset.
 
-    python -m bench.train [--seconds 9] [--samples 1024] [--dim 64] [--rounds 3] [--steps 4]
+    python -m bench.train [--seconds 9] [--samples 1024] [--dim 64] [--blocks 1] [--rounds 3] [--steps 4]
 
 Generated traffic (16.5 samples a session, whole sessions, the middle of the stretch) through the real pipeline and
 builder; a step is what the trainer does with one record of `batches`: decode, tensors, forward, backward with the
-fused row-wise AdaGrad, dense Adam. Two models: all lists summed, and `history` (up to 60 items) pooled by two
-transformer blocks. Every group's vectors are mixed into two before groups meet, so that lookups and list pooling are
+fused row-wise AdaGrad, dense Adam. Two models: all lists summed, and `history` (up to 60 items) pooled by a
+transformer (`--blocks`). Every group's vectors are mixed into two before groups meet, so that lookups and list pooling are
 most of a step without deduplication, as in RecD's models (arXiv 2211.05239); the breakdown shows by how much.
 
 `off` is trainer.dedup false; `o5`, `o6`, `o7` switch RecD's steps on one after the other, the last one is what the
@@ -57,7 +57,6 @@ from trainer.sharding import ShardedModel
 
 SEQUENCE, LONGEST = "history", 60
 MIXED = 2
-TRANSFORMER = SequenceConfig(layers=2, heads=4, feed_forward=4)
 MODELS = ("sum", "sequence")
 PARTS = ("decode", "tensors", "lookup", "exchange", "dense", "backward", "optimizer")
 OFF = DistinctConfig(lookups="off", jagged_select=False, layers=False)
@@ -189,28 +188,28 @@ def make_payloads(config: Config, *, seconds: float, count: int) -> list[bytes]:
     return payloads
 
 
-def configured(base: Config, *, dim: int, sequence: bool, distinct: DistinctConfig, dedup: bool) -> Config:
-    """The preset's features with the bench's model."""
+def configured(base: Config, *, dim: int, blocks: int, distinct: DistinctConfig, dedup: bool) -> Config:
+    """The preset's features with the bench's model; no `blocks`: every list is summed."""
     tables = {
-        name: replace(
-            table, pooling="transformer" if sequence and name == SEQUENCE else "sum", sharding=("table_wise",)
-        )
+        name: replace(table, pooling="transformer" if blocks and name == SEQUENCE else "sum", sharding=("table_wise",))
         for name, table in base.trainer.model.tables.items()
     }
     mixed = InteractionConfig(vectors=MIXED)
-    model = replace(base.trainer.model, dim=dim, tables=tables, interaction=mixed, sequence=TRANSFORMER)
+    model = replace(
+        base.trainer.model, dim=dim, tables=tables, interaction=mixed, sequence=SequenceConfig(layers=max(1, blocks))
+    )
     return replace(base, trainer=replace(base.trainer, model=model, distinct=distinct, dedup=dedup))
 
 
-def make_variants(base: Config, *, dim: int, sequence: bool, ranks: Ranks) -> dict[str, Variant]:
+def make_variants(base: Config, *, dim: int, blocks: int, ranks: Ranks) -> dict[str, Variant]:
     """By name, in the order of the table."""
 
     def variant(distinct: DistinctConfig, *, dedup: bool = True, plain: str | None = None) -> Variant:
-        config = configured(base, dim=dim, sequence=sequence, distinct=distinct, dedup=dedup)
-        return Variant(config, ranks=ranks, plain=plain, sequence=sequence)
+        config = configured(base, dim=dim, blocks=blocks, distinct=distinct, dedup=dedup)
+        return Variant(config, ranks=ranks, plain=plain, sequence=bool(blocks))
 
     made = {"plain": variant(OFF, dedup=False, plain="torch"), "off": variant(OFF, dedup=False)}
-    if not sequence:
+    if not blocks:
         made["vbe"] = variant(DistinctConfig(lookups="vbe"))
     return made | {name: variant(distinct) for name, distinct in ABLATION.items()}
 
@@ -261,6 +260,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=9, help="event time in which sessions begin")
     parser.add_argument("--samples", type=int, default=1024, help="samples a batch")
     parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--blocks", type=int, default=1, help="transformer blocks over the history")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4, help="batches a round")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
@@ -273,14 +273,14 @@ def main() -> None:
     ranks = join()
     figures = {}
     for name in args.models:
-        sequence = name == "sequence"
-        variants = make_variants(base, dim=args.dim, sequence=sequence, ranks=ranks)
+        blocks = args.blocks if name == "sequence" else 0
+        variants = make_variants(base, dim=args.dim, blocks=blocks, ranks=ranks)
         run(variants, payloads, rounds=args.rounds)
-        title = f"{'transformer over history' if sequence else 'all lists summed'}: µs of CPU a sample"
+        title = f"{f'{blocks} transformer blocks over history' if blocks else 'all lists summed'}: µs of CPU a sample"
         figures[name] = show(variants, title=title, samples=args.samples)
     leave()
     versions = {"torch": torch.__version__, "torchrec": torchrec.__version__, "fbgemm": fbgemm_gpu.__version__}
-    setting = {"bench": "train", "samples": args.samples, "dim": args.dim}
+    setting = {"bench": "train", "samples": args.samples, "dim": args.dim, "blocks": args.blocks}
     machine = {"python": platform.python_version(), "cpus": os.cpu_count()}
     print(json.dumps(setting | closing(figures) | versions | machine))
 

@@ -237,7 +237,7 @@ def _shard(area: _Area, *, table: str, shape: Sequence[int], ids: np.ndarray | N
     first, last = np.searchsorted(ids, (area.row, area.row + area.weights.shape[0]))
     own = ids[first:last]
     places = torch.from_numpy(own - area.row).to(area.weights.device)
-    weights: np.ndarray = area.weights.detach().index_select(0, places).cpu().numpy()
+    weights: np.ndarray = area.weights.detach().index_select(0, places).cpu().float().numpy()
     return TableShard(table, rows, dim, area.row, area.col, weights, own)
 
 
