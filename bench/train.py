@@ -5,7 +5,7 @@
 Generated traffic (16.5 samples a session, whole sessions, the middle of the stretch) through the real pipeline and
 builder; a step is what the trainer does with one record of `batches`: decode, tensors, forward, backward with the
 fused row-wise AdaGrad, dense Adam. Two models: all lists summed, and `history` (up to 60 items) pooled by a
-transformer (`--blocks`). Every group's vectors are mixed into two before groups meet, so that lookups and list pooling are
+transformer. Every group's vectors are mixed into two before groups meet, so that lookups and list pooling are
 most of a step without deduplication, as in RecD's models (arXiv 2211.05239); the breakdown shows by how much.
 
 `off` is trainer.dedup false; `o5`, `o6`, `o7` switch RecD's steps on one after the other, the last one is what the
@@ -276,7 +276,8 @@ def main() -> None:
         blocks = args.blocks if name == "sequence" else 0
         variants = make_variants(base, dim=args.dim, blocks=blocks, ranks=ranks)
         run(variants, payloads, rounds=args.rounds)
-        title = f"{f'{blocks} transformer blocks over history' if blocks else 'all lists summed'}: µs of CPU a sample"
+        what = f"{blocks} transformer blocks over history" if blocks else "all lists summed"
+        title = f"{what}: µs of CPU a sample"
         figures[name] = show(variants, title=title, samples=args.samples)
     leave()
     versions = {"torch": torch.__version__, "torchrec": torchrec.__version__, "fbgemm": fbgemm_gpu.__version__}
