@@ -145,8 +145,8 @@ def test_a_cut_keeps_what_was_ordered(ranks: Ranks, tmp_path: Path):
     first.restore()
     first._trained.model.rates.give({"sparse": 0.25})
     assert first.checkpoint()
-    first._cuts._lock.release()
+    first.release()
     second = keeper(config, ranks)
     second.restore()
     assert second._trained.model.rates.at(0)["sparse"] == 0.25
-    second._cuts._lock.release()
+    second.release()
