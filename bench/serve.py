@@ -35,8 +35,8 @@ from urllib.request import urlopen
 import msgspec
 import numpy as np
 import psutil
-import rich
 import torch
+from rich.console import Console
 from rich.table import Table
 
 from bench.serve_requests import http_requests
@@ -80,7 +80,6 @@ class Server:
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
         self._usage = psutil.Process(self.process.pid)
-        self.wait_ready()
 
     def wait_ready(self) -> None:
         """Until it has a version in service."""
@@ -203,6 +202,7 @@ def measure(sequence: bool, args: argparse.Namespace) -> dict[str, list[Slice]]:
             try:
                 for dedup in (True, False):
                     servers[dedup] = Server(config, folder, dedup=dedup)
+                    servers[dedup].wait_ready()
                     servers[dedup].halt()
                 for _ in range(args.rounds):
                     for dedup, server in servers.items():
@@ -245,7 +245,7 @@ def show(title: str, found: dict[str, list[Slice]]) -> None:
             str(sum(each.failed for each in slices)),
             f"{share:.2f}",
         )
-    rich.print(table)
+    Console(width=120).print(table)
 
 
 def main() -> None:
