@@ -88,6 +88,8 @@ class Report:
             "duplicated": a.duplicated,
             "dedup": asdict(self.dedup),
             **asdict(self.learning),
+            "segments": self.final.trainer.get("segments", {}),
+            "alarms": self.final.trainer.get("counters", {}).get("alarms", 0),
             "event_to_weights_ms": _percentiles(self.final.trainer.get(self.freshness)),
             "event_to_weights_since": self.freshness.partition("_")[0],
             "weights_to_server_ms": _percentiles(serving.get("weights_to_server_ms")),
@@ -150,6 +152,10 @@ def format_report(report: Report) -> RenderableType:
         f"{number(learned.ne_after_freeze, 4)} online, {number(learned.ne_frozen, 4)} for the model frozen there",
     )
     table.add_row("AUC, calibration", f"{number(learned.auc, 4)}, {number(learned.calibration, 3)}")
+    table.add_row(
+        "AUC of new, known items", "{}, {}".format(*(_auc_of(final, name) for name in ("new_items", "known_items")))
+    )
+    table.add_row("alarms of guards", number(final.trainer.get("counters", {}).get("alarms", 0), 0))
     since = "event" if report.freshness.startswith("event") else "append"
     table.add_row(f"{since} → weights", percentiles(final.trainer.get(report.freshness)) + "  (p50 / p95 / p99)")
     table.add_row("weights → server", percentiles(final.serving.get("weights_to_server_ms")))
@@ -165,6 +171,12 @@ def write(report: Report, path: Path) -> None:
     """Write the JSON form, making the folder where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(report.to_json(), encoding="utf-8")
+
+
+def _auc_of(final: Reading, segment: str) -> str:
+    """Of the first label."""
+    labels = final.trainer.get("segments", {}).get(segment, {})
+    return number(next(iter(labels.values()))["auc"], 4) if labels else "-"
 
 
 def _factor_line(plain: int, kept: int, times: float | None) -> str:

@@ -23,6 +23,11 @@ class Agreed(NamedTuple):
     reload: int
     rates: int
     paused: int
+    release: int = 0
+    held: int = 0
+    """Ranks that have a reason not to publish."""
+    alarms: int = 0
+    """Raised, and not told yet."""
 
 
 @dataclass(frozen=True)

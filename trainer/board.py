@@ -58,6 +58,8 @@ class Summary:
     """Bytes of the newest delta in those of the newest full version."""
     takeover: dict[str, Any] | None = None
     """What became of the model when the trainer went on from a cut (`trainer.takeover.TakenOver`)."""
+    guards: dict[str, Any] | None = None
+    """Whether publishing is held back, why, and the newest alarms."""
 
 
 class Board:
@@ -163,6 +165,8 @@ class _Metrics(Collector):
         for part, rate in status.get("learning_rates", {}).items():
             rates.add_metric([part], rate)
         yield rates
+        holding = bool(status.get("guards", {}).get("holding"))
+        yield GaugeMetricFamily("recd_trainer_holding", "Whether guards hold versions back.", value=holding)
         for name in GAUGES:
             whole = GaugeMetricFamily(f"recd_trainer_{name}", f"Progressive evaluation: {name}.", labels=["label"])
             for label, metrics in status.get("labels", {}).items():

@@ -34,7 +34,7 @@ class DamagedCut(CutError):
     """A file of a cut is not as it was written."""
 
 
-class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What was trained of one partition of `batches` since the beginning."""
 
     position: Count
@@ -42,6 +42,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     samples: Count
     id_sum: str
     """Sum of the sample ids modulo 2^64, in decimal."""
+    skipped: Count = 0
+    """Of the samples, those that the guards passed over: they count here, but nothing was learned from them."""
 
 
 class LastVersion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

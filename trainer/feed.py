@@ -56,6 +56,8 @@ class FedBatch:
     """Dense values among the distinct rows that are not finite; the model reads them squashed."""
     marks: Marks | None = None
     """What segments the samples belong to."""
+    skipped: int = 0
+    """Samples that the record holds, but that are passed over: `num_samples` is 0 then."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from trainer.cut_files import LastVersion
 from trainer.cut_writer import CutWriter
 from trainer.description import describe
 from trainer.evaluation import Evaluation
+from trainer.guarding import Guarding
 from trainer.latency import Ages
 from trainer.progress import TrainingState, merge_partitions
 from trainer.publishing import Publisher
@@ -46,6 +47,7 @@ __all__ = ["Keeper", "KeeperCounts", "Origin", "Trained"]
 
 logger = logging.getLogger("trainer.keeper")
 
+GUARDS = "guards/"
 NO_CUT, NOT_TAKEN = "the cut was not written", "the version was not taken"
 
 
@@ -90,6 +92,10 @@ class Keeper:
         self._model = describe(config)
         shown = _version_config(config)
         self.releases = Releases(trained.model, config=config, shown=shown, ranks=ranks, hook=hook)
+        self.guarding = Guarding(
+            config, ranks=ranks, root=self._cuts.root, versions=self.releases.store, publisher=self.publisher
+        )
+        self.releases.watch(self.guarding.published)
         self.counts = KeeperCounts()
         self.cut = ""
         """The cut in force that this process wrote or came from."""
@@ -134,6 +140,9 @@ class Keeper:
         labels = self._model.labels
         restore_metrics(trained.evaluation, loaded.arrays, record=record, now=labels, ranks=ranks)
         trained.model.rates.restore(record.rates)
+        if len(loaded.arrays) == ranks.world_size:
+            own_arrays = loaded.arrays[ranks.rank]
+            self.guarding.restore({k.removeprefix(GUARDS): v for k, v in own_arrays.items() if k.startswith(GUARDS)})
         trained.steps.keep_until(record.step)
         self.cut, self.taken_over = loaded.name, loaded.taken_over
         if ranks.rank == 0:
@@ -202,6 +211,7 @@ class Keeper:
             return False
         self._trained.model.take_weights(version)
         self.releases.begin_lineage()
+        self.guarding.reloaded()
         self.counts.reloads += 1
         self._errors.pop(NOT_TAKEN, None)
         logger.info("took the weights of a version", extra={"version": number})
@@ -239,7 +249,8 @@ class Keeper:
 
     def _arrays(self) -> dict[str, np.ndarray]:
         metrics = {f"{METRICS}{name}": array for name, array in self._trained.evaluation.state().items()}
-        return metrics | {RANDOM: torch.get_rng_state().numpy()}
+        guards = {f"{GUARDS}{name}": array for name, array in self.guarding.state().items()}
+        return metrics | guards | {RANDOM: torch.get_rng_state().numpy()}
 
     def _report(self, what: str, error: Exception) -> None:
         self._errors.pop(what, None)  # the newest stands last

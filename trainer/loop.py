@@ -20,8 +20,10 @@ from trainer.agreement import Agreed, StepRules
 from trainer.board import Board, RankReport, Summary
 from trainer.cut import CutError
 from trainer.feed import FedBatch, Feed, FeedError
+from trainer.guarding import passed_over
 from trainer.keeper import Keeper, Trained
 from trainer.metrics import SUMS
+from trainer.moves import DenseMove
 from trainer.ranks import Ranks
 from trainer.rates import RateError
 from trainer.schedule import Schedule
@@ -73,6 +75,9 @@ class TrainingLoop:
         self._failure: Exception | None = None
         self._spoiled = 0
         """Ranks whose loss was not finite in the last step."""
+        self._passed_over = False
+        """Whether the last step's loss was not finite, so that nobody learned from it."""
+        self._held = False
         self._paused = False
         self._was_dummy = False
         self._uncut = False
@@ -83,7 +88,8 @@ class TrainingLoop:
         self._rates_refused = 0
         self._loss: float | None = None
         self._loss_samples = 0
-        self._own_counters = dict.fromkeys(("batches", "dummy_steps", "non_finite_dense"), 0)
+        counted = ("batches", "dummy_steps", "non_finite_dense", "batches_passed_over")
+        self._own_counters = dict.fromkeys(counted, 0)
 
     def run(self) -> None:
         """Train. Raises FeedError, KafkaError, NonFiniteLoss (what was trained is kept), CutError (the last failed)."""
@@ -119,26 +125,32 @@ class TrainingLoop:
         while True:
             at_end = self._feed.idle
             fed = self._feed.get(timeout_s=0 if at_end and self._was_dummy else min(idle_s, LOOK_UP_S))
+            if fed is not None and self._keeper.guarding.passes_over(fed.partition, fed.offset):
+                logger.warning("a batch is passed over", extra={"partition": fed.partition, "offset": fed.offset})
+                return passed_over(fed, dummy=self._dummy)
             if fed is not None or at_end or self._stop.is_set() or time.monotonic() >= deadline_s:
                 return fed
 
     def _agree(self, fed: FedBatch | None) -> Agreed:
         has_data = fed is not None
         failed = self._failure is not None
+        guarding = self._keeper.guarding
         vector: list[int] = [fed.num_samples if fed else 0, has_data, self._stop.is_set(), failed]
         if self._ranks.rank == 0:
             publisher, cuts = self._keeper.publisher, self._keeper.cuts
             wants = self._schedule.wants(
                 uncut=self._uncut or cuts.owes,
-                unpublished=self._unpublished or publisher.owes,
+                unpublished=(self._unpublished or publisher.owes) and not self._held,
                 cut_busy=cuts.busy,
                 publisher_busy=publisher.busy,
             )
             self._rates = wants.rates
-            vector += [wants.checkpoint, wants.publish, wants.report, wants.reload, bool(wants.rates)]
-            vector.append(self._schedule.paused)
+            publish = wants.publish and guarding.may_publish()
+            vector += [wants.checkpoint, publish, wants.report, wants.reload, bool(wants.rates)]
+            vector += [self._schedule.paused, wants.release]
         else:
-            vector += [0] * 6
+            vector += [0] * 7
+        vector += [guarding.holding, guarding.new_alarms]
         agreed = Agreed(*self._ranks.sums(vector))
         self._was_dummy = not has_data and agreed.ranks_with_data > 0
         return agreed
@@ -146,7 +158,7 @@ class TrainingLoop:
     def _step(self, fed: FedBatch | None, agreed: Agreed) -> None:
         """Predict, judge the predictions, learn, and only then count the batch as trained."""
         trained = self._trained
-        sums = None
+        sums, self._passed_over = None, False
         if agreed.samples:
             real = fed is not None and fed.num_samples > 0
             batch = fed.tensors.to(self._ranks.device) if fed is not None else self._dummy
@@ -154,11 +166,13 @@ class TrainingLoop:
             logits = trained.model(batch)
             losses = binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
             loss = (losses * batch.weights[:, None] * self._label_weights).sum()
-            if not self._agree_to_learn(fed, loss):
+            self._passed_over = not self._agree_to_learn(fed, loss)
+            if self._spoiled:
                 return
-            if fed is not None and real:
+            if fed is not None and real and math.isfinite(float(loss.detach())):
                 sums = self._judge(fed, logits)
-            trained.model.update(loss / self._full_batch)
+            if not self._passed_over:
+                self._learn(fed, loss)
         trained.state.step += 1
         self._uncut = self._unpublished = True
         if fed is None:
@@ -167,25 +181,39 @@ class TrainingLoop:
             self._record(fed, sums)
 
     def _agree_to_learn(self, fed: FedBatch | None, loss: torch.Tensor) -> bool:
-        """Whether every rank's loss is finite. If not, nobody learns from this step, and all stop after it."""
+        """Whether every rank's loss is finite. If not, nobody learns from this step, and all may stop after it."""
         value = float(loss.detach())
         if fed is not None and fed.num_samples:
             weight = float(fed.tensors.weights.sum(dtype=torch.float64)) or 1.0
             self._loss, self._loss_samples = value / weight, fed.num_samples
         finite = math.isfinite(value)
-        if not finite:
+        stops = self._keeper.guarding.stops_at_bad_losses
+        if not finite and not stops:
+            self._keeper.guarding.bad(fed, loss=value, step=self._trained.state.step + 1)
+        elif not finite:
             place = f"the loss of batch {fed.partition}@{fed.offset}" if fed else "the loss of a step without data"
             self._failure = NonFiniteLoss(
                 f"{place} is {value}: look at the batch, or go back to an older cut; nothing was learned from it"
             )
-        (self._spoiled,) = self._ranks.sums([not finite])
-        return not self._spoiled
+        (bad,) = self._ranks.sums([not finite])
+        self._spoiled = bad if stops else 0
+        return not bad
+
+    def _learn(self, fed: FedBatch | None, loss: torch.Tensor) -> None:
+        trained, guarding = self._trained, self._keeper.guarding
+        if not guarding.measures_moves:
+            trained.model.update(loss / self._full_batch)
+            return
+        move = DenseMove(trained.model)
+        trained.model.update(loss / self._full_batch)
+        guarding.moved(fed, share=move.share(), step=trained.state.step + 1)
 
     def _judge(self, fed: FedBatch, logits: torch.Tensor) -> np.ndarray:
         """Progressive evaluation: what the model said before it learns."""
-        batch = fed.tensors
+        batch, predictions = fed.tensors, torch.sigmoid(logits.detach()).cpu().numpy()
+        self._keeper.guarding.look(fed, predictions=predictions, step=self._trained.state.step + 1)
         return self._trained.evaluation.add(
-            torch.sigmoid(logits.detach()).cpu().numpy(),
+            predictions,
             labels=batch.labels.numpy(),
             weights=batch.weights.numpy(),
             scores=batch.scores.numpy(),
@@ -194,7 +222,9 @@ class TrainingLoop:
 
     def _record(self, fed: FedBatch, sums: np.ndarray | None) -> None:
         trained = self._trained
-        trained.state.record(fed)
+        learned = not self._passed_over and not fed.skipped
+        trained.state.record(fed, learned=learned)
+        self._own_counters["batches_passed_over"] += not learned
         trained.ages.add(fed.event_times_ms, fed.append_times_ms)
         self._own_counters["batches"] += 1
         self._own_counters["non_finite_dense"] += fed.non_finite_dense
@@ -214,12 +244,18 @@ class TrainingLoop:
         self._paused = bool(agreed.paused)
         if agreed.rates:
             self._take_rates()
+        guarding, was_held = self._keeper.guarding, self._held
+        self._held = bool(agreed.held)
+        if agreed.alarms:
+            guarding.tell()
+        elif agreed.release or (was_held and not self._held):
+            guarding.end(released=bool(agreed.release))
         if agreed.reload and self._keeper.reload(agreed.reload):
             self._uncut = self._unpublished = True
-        if agreed.checkpoint:
+        if agreed.checkpoint and not self._passed_over:
             self._keeper.begin_cut()
             self._uncut = False
-        if agreed.publish:
+        if agreed.publish and not self._held:
             self._keeper.publish()
             self._unpublished = False
         if agreed.report:
@@ -245,8 +281,10 @@ class TrainingLoop:
         kept = not uncut or self._keeper.checkpoint()
         publisher = self._keeper.publisher
         publisher.wait(timeout_s=PUBLISHER_PATIENCE_S)
-        unpublished, busy = self._ranks.sums([self._unpublished or publisher.owes, publisher.busy])
-        if unpublished and not busy:
+        guarding = self._keeper.guarding
+        own = [self._unpublished or publisher.owes, publisher.busy, guarding.holding or not guarding.may_publish()]
+        unpublished, busy, held = self._ranks.sums(own)
+        if unpublished and not busy and not held:
             self._keeper.publish()
             publisher.wait(timeout_s=PUBLISHER_PATIENCE_S)
         if publisher.busy:
@@ -275,7 +313,8 @@ class TrainingLoop:
         takeover, rates = msgspec.to_builtins(keeper.taken_over), trained.model.rates.at(trained.state.step)
         publisher, said = keeper.publisher, str(error or "")
         share = round(publisher.delta_share, 6)
-        summary = Summary(state, trained.state.step, publisher.version, keeper.cut, said, rates, share, takeover)
+        guards, step = keeper.guarding.status(held=self._held), trained.state.step
+        summary = Summary(state, step, publisher.version, keeper.cut, said, rates, share, takeover, guards)
         if self._ranks.rank == 0:
             self._board.show(summary, reports)
 
@@ -293,6 +332,7 @@ class TrainingLoop:
             "steps": trained.state.step,
             **asdict(keeper.counts),
             **keeper.releases.counters(),
+            **keeper.guarding.counts,
             "orders_obeyed": self._schedule.orders_obeyed,
             "orders_refused": self._schedule.orders_refused + self._rates_refused,
         }

@@ -18,7 +18,7 @@ from trainer.durable import replace_file
 
 logger = logging.getLogger("trainer.orders")
 
-ACTIONS = ("pause", "resume", "checkpoint", "publish", "reload", "rates")
+ACTIONS = ("pause", "resume", "checkpoint", "publish", "reload", "rates", "release")
 RETRY_S = 1.0
 POLL_MS = 200
 

@@ -21,12 +21,14 @@ class TrainingState:
     stream_time_ms: int = 0
     """Greatest event time that was trained."""
 
-    def record(self, fed: FedBatch) -> None:
-        """The batch was trained."""
+    def record(self, fed: FedBatch, *, learned: bool = True) -> None:
+        """The batch was trained, or (not `learned`) passed over for good."""
+        samples = fed.num_samples + fed.skipped
         before = self.partitions.get(fed.partition, Progress(position=0, samples=0, id_sum="0"))
         self.partitions[fed.partition] = Progress(
             position=fed.offset + 1,
-            samples=before.samples + fed.num_samples,
+            samples=before.samples + samples,
+            skipped=before.skipped + (0 if learned else samples),
             id_sum=str((int(before.id_sum) + fed.id_sum) % MODULUS),
         )
         self.next_partition = fed.next_partition

@@ -145,6 +145,17 @@ class Publisher:
         self._thread = threading.Thread(target=self._publish, args=(snapshot, full_form), name="publisher", daemon=True)
         self._thread.start()
 
+    def serve(self, version: int) -> None:
+        """Make a version that is there the one that servers take, and keep it so until the next one, a full one.
+
+        Waits for the snapshot that is being written. Raises VersionError.
+        """
+        self.begin_lineage()
+        manifest = self._store.serve(version)
+        self.version = version
+        if self._announcer is not None:
+            self._announcer.announce(manifest, url=self._store.url)
+
     def wait(self, *, timeout_s: float | None = None) -> bool:
         """Return when no version is being written; False where that did not come about within `timeout_s`."""
         if self._thread is not None:

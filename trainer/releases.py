@@ -13,7 +13,7 @@ from trainer.publishing import Moment, Plan, Publisher, take_snapshot
 from trainer.ranks import Ranks
 from trainer.sharding import ShardedModel
 from trainer.touched import Rows, united
-from trainer.versions import VersionStore
+from trainer.versions import Snapshot, VersionStore
 
 
 class Releases:
@@ -51,6 +51,7 @@ class Releases:
             hook=hook,
         )
         self._taken: Rows = {}
+        self._watcher: Callable[[Snapshot], object] = lambda _: None
         self.stalled_ms = 0.0
         """How long training stood still while weights were copied."""
 
@@ -67,7 +68,12 @@ class Releases:
             full_form = take_snapshot(self._model, ranks=self._ranks, moment=moment)
         self.stalled_ms += 1000 * (time.monotonic() - started)
         if snapshot is not None:
+            self._watcher(snapshot)
             self.publisher.offer(snapshot, full_form=full_form)
+
+    def watch(self, watcher: Callable[[Snapshot], object]) -> None:
+        """Show every snapshot to `watcher`, on rank 0, before it is written."""
+        self._watcher = watcher
 
     def begin_lineage(self) -> None:
         """The weights have come from elsewhere, none from the version before: the next version is full."""

@@ -23,6 +23,8 @@ class Wants:
     """Version to take; 0: none."""
     rates: Mapping[str, float | None] = field(default_factory=dict)
     """Learning rates to take."""
+    release: bool = False
+    """What guards hold back is to go out."""
 
 
 class Schedule:
@@ -62,7 +64,7 @@ class Schedule:
             self._last_cut_ms, self._cut_ordered = now_ms, False
         self._last_publication_ms = now_ms if publish else self._last_publication_ms
         self._last_report_ms = now_ms if report else self._last_report_ms
-        return Wants(checkpoint, publish, report, ordered.reload, ordered.rates)
+        return Wants(checkpoint, publish, report, ordered.reload, ordered.rates, ordered.release)
 
     def _due(self, last_ms: int, every_ms: int) -> bool:
         return _now_ms() - last_ms >= every_ms
@@ -77,9 +79,8 @@ class Schedule:
             if self._standing is not None:
                 self._standing.keep(paused=self.paused)
         reload = order.version if order.action == "reload" else 0
-        return Wants(
-            checkpoint=order.action == "checkpoint", publish=order.action == "publish", reload=reload, rates=order.rates
-        )
+        told = {name: order.action == name for name in ("checkpoint", "publish", "release")}
+        return Wants(reload=reload, rates=order.rates, **told)
 
 
 def _now_ms() -> int:

@@ -100,6 +100,15 @@ class VersionStore(VersionReader):
             raise VersionError(f"{self.url}: version {number} is in force, older ones stay: {error}") from error
         return number
 
+    def serve(self, version: int) -> Manifest:
+        """Make an older version, whose manifest can be read, the one in force. VersionError; then nothing changes."""
+        manifest = self.manifest(version)
+        try:
+            self._place.replace(CURRENT, msgspec.json.encode(Current(version=version)))
+        except OSError as error:
+            raise VersionError(f"{self.url}: version {version} could not be put in force: {error}") from error
+        return manifest
+
     def add_full(self, snapshot: Snapshot, *, version: int) -> Manifest:
         """Write the full form of a version that was published as a delta. VersionError where it cannot be written.
 

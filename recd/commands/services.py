@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 ACTIONS = {
     "stream": ("pause", "resume", "drain", "close"),
-    "trainer": ("pause", "resume", "checkpoint", "publish", "reload", "rates"),
+    "trainer": ("pause", "resume", "checkpoint", "publish", "reload", "rates", "release"),
     "serving": ("reload",),
 }
 

@@ -10,6 +10,7 @@ from stream.config.events import EventsConfig, FieldsConfig, RegistryConfig
 from stream.config.features import DENSE_SOURCES, DerivedConfig, FeatureConfig, FeatureType, LabelConfig, SessionSource
 from stream.config.imports import ImportConfig, ImportedField
 from stream.config.kafka import KafkaConfig, RedisConfig, TopicsConfig
+from stream.config.learning import EvaluationConfig, GateConfig, GuardsConfig
 from stream.config.read import load, to_yaml
 from stream.config.section import ConfigError, Name, NonNegative, Positive, Section
 from stream.config.trainer import (
@@ -38,10 +39,13 @@ __all__ = [
     "DerivedConfig",
     "DeviceConfig",
     "DistinctConfig",
+    "EvaluationConfig",
     "EventsConfig",
     "FeatureConfig",
     "FeatureType",
     "FieldsConfig",
+    "GateConfig",
+    "GuardsConfig",
     "ImportConfig",
     "ImportedField",
     "InteractionConfig",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from stream.config.learning import EvaluationConfig
+from stream.config.learning import EvaluationConfig, GuardsConfig
 from stream.config.section import Name, NonNegative, Positive, Rate, Section, Share, Weight
 
 
@@ -126,6 +126,7 @@ class TrainerConfig(Section, frozen=True):
     optimizer: OptimizerConfig = OptimizerConfig()
     device: DeviceConfig = DeviceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    guards: GuardsConfig = GuardsConfig()
     checkpoint_url: str = "var/checkpoints"
     checkpoint_every_ms: Positive = 10_000
     keep_checkpoints: Positive = 3

@@ -14,7 +14,7 @@ import pytest
 
 from dedup_cache import Batch, encode
 from recd.embedded import EmbeddedKafka
-from stream.config import Config, TableConfig
+from stream.config import Config, GuardsConfig, TableConfig
 from stream.control import send as send_order
 from tests.trainer.made_batches import World
 from tests.trainer.trainers import Trainer, cut_in_force, make_topics, send, steps, trained, trainer_config
@@ -131,7 +131,8 @@ def test_a_damaged_batch_stops_the_trainer_by_name(
 def test_a_loss_that_is_not_finite_stops_before_anything_is_learned(
     kafka: EmbeddedKafka, tmp_path: Path, topic_prefix: str
 ):
-    config = trainer_config(tmp_path, kafka=kafka, prefix=topic_prefix)
+    stops = GuardsConfig(non_finite_loss="stop")
+    config = trainer_config(tmp_path, kafka=kafka, prefix=topic_prefix, guards=stops)
     make_topics(config)
     batches = list(World(config).batches(3))
     batches[2].weights[:] = 3e38
