@@ -255,7 +255,8 @@ class TrainingLoop:
         if agreed.checkpoint and not self._passed_over:
             self._keeper.begin_cut()
             self._uncut = False
-        if agreed.publish and not self._held:
+        # Asked again: what was agreed on is from before the step.
+        if agreed.publish and not self._ranks.sums([guarding.holding])[0]:
             self._keeper.publish()
             self._unpublished = False
         if agreed.report:
