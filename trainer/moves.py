@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from trainer.sharding import TABLES, ShardedModel
+from trainer.optimizers import TABLES
+from trainer.sharding import ShardedModel
 
 
 class DenseMove:
