@@ -117,7 +117,15 @@ def test_dedup_on_and_off_train_the_same(trained: tuple[int, Path], off: dict[st
     with_dedup, without = results(trained, off | {"dedup": "on"}), results(trained, off)
     assert with_dedup["losses"][-20:].mean() < with_dedup["losses"][:20].mean()
     for key, value in with_dedup.items():
-        np.testing.assert_allclose(value, without[key], atol=1e-4, err_msg=key)
+        np.testing.assert_allclose(effective(key, value), effective(key, without[key]), atol=1e-4, err_msg=key)
+
+
+def effective(key: str, value: np.ndarray) -> np.ndarray:
+    """Without the bias of attention's keys: it moves all scores of a query alike, so Adam steps by its rounding."""
+    if not key.endswith("queries_keys_values.bias"):
+        return value
+    queries, _, values = np.split(value, 3)
+    return np.concatenate([queries, values])
 
 
 @pytest.mark.parametrize("case", TRAINED, ids=lambda c: "-".join(c.values()))
