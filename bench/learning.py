@@ -44,7 +44,7 @@ from stream.columns import batch_schema
 from stream.compiled import warm
 from stream.config import Config, load
 from stream.event_json import EventRenderer
-from stream.generator import GeneratorOptions, world_options
+from stream.generator import DENSITY, GeneratorOptions, world_options
 from stream.indexer import Indexer, ReferencePolicy
 from stream.pipeline import PartitionPipeline, PipelineConfig
 from stream.records import CommitPoint, RecordBlock, SampleBlock
@@ -377,7 +377,8 @@ def main() -> None:
         made = list(batches(config, blocks))
         runs[name] = learn(name, config, made, ranks=ranks)
         if jump is not None:
-            runs[name].jump = int(jump * runs[name].samples)
+            at_ms = START_MS + jump_time_ms(events, jump, per_second=DENSITY)
+            runs[name].jump = sum(int((batch.event_times_ms < at_ms).sum()) for batch in made)
         rich.print(table([runs[name]]))
     leave()
     rich.print(table(list(runs.values())))
