@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from dedup_cache.arrays import Float32
@@ -84,14 +85,28 @@ class Batcher:
             if thread.is_alive():
                 thread.join()
 
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._queue)
+
     async def score(self, request: ScoreRequest, model: ServedModel) -> Answer:
         """The scores by `model`; ScoringError where they are no numbers. Cancelled, it leaves the queue."""
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        work = _Work(request, model, asyncio.get_running_loop().create_future())
         with self._changed:
-            self._queue.append(_Work(request, model, future))
+            self._queue.append(work)
             self._candidates += request.num_candidates
             self._changed.notify_all()
-        return await future
+        try:
+            return await work.future
+        finally:
+            if work.future.cancelled():
+                self._forget(work)
+
+    def _forget(self, work: _Work) -> None:
+        with self._changed, suppress(ValueError):
+            self._queue.remove(work)
+            self._candidates -= work.request.num_candidates
 
     def _run(self) -> None:
         while works := self._next():

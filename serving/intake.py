@@ -60,6 +60,11 @@ class Intake:
         self.under_way = 0
         """Requests that were taken in and not answered yet."""
 
+    @property
+    def waiting(self) -> int:
+        """Requests that no thread has begun with."""
+        return self._batcher.waiting
+
     def start(self) -> None:
         """Begin to score."""
         self._batcher.start()
@@ -105,6 +110,7 @@ class Intake:
 
     async def _in_time(self, request: web.Request, read: Read) -> tuple[Asked, Answer]:
         allowed_s = self._config.deadline_ms / 1000
+        arrived_s = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(allowed_s) as deadline:
                 body = await self._body(request)
@@ -116,7 +122,7 @@ class Intake:
                 asked = await self._read(body, model, read)
                 if asked.timeout_s is not None and asked.timeout_s < allowed_s:
                     allowed_s = asked.timeout_s
-                    deadline.reschedule(asyncio.get_running_loop().time() + allowed_s)
+                    deadline.reschedule(arrived_s + allowed_s)
                 answer = await self._batcher.score(asked.request, model)
         except TimeoutError:
             raise DeadlineError(f"no scores within {1000 * allowed_s:g} ms") from None

@@ -27,6 +27,7 @@ IN_JSON: dict[str, Any] = {
     "BYTES": str,
 }
 LENGTH_BYTES = 4
+MOST_DIMENSIONS = 8
 
 
 class InputParameters(msgspec.Struct):
@@ -123,6 +124,8 @@ def read_inference(body: bytes, *, json_size: int | None) -> Inference:
     if at != len(body):
         raise RequestError(f"{len(body) - at} bytes follow the last tensor")
     timeout = asked.parameters.timeout
+    if timeout is not None and timeout < 0:
+        raise RequestError(f"a timeout below 0: {timeout} - at $.parameters.timeout")
     seconds = timeout / 1e6 if timeout else None
     return Inference(tensors, asked.outputs, asked.id, asked.parameters.binary_data_output, seconds)
 
@@ -147,6 +150,8 @@ def write_inference(
 def _tensor(given: Input, data: memoryview | None, here: str) -> Tensor:
     if given.datatype not in IN_JSON:
         raise RequestError(f"datatype {given.datatype} is none of {', '.join(IN_JSON)} - at {here}.datatype")
+    if len(given.shape) > MOST_DIMENSIONS:
+        raise RequestError(f"{len(given.shape)} dimensions, at most {MOST_DIMENSIONS} - at {here}.shape")
     if any(size < 0 for size in given.shape):
         raise RequestError(f"a size below 0 in {given.shape} - at {here}.shape")
     if data is not None and bytes(given.data):
@@ -162,7 +167,7 @@ def _from_json(given: Input, here: str) -> AnyArray | list[str]:
     raw = bytes(given.data)
     if not raw:
         raise RequestError(f"neither data nor binary_data_size - at {here}")
-    nested = raw[:8].translate(None, b" \t\r\n").startswith(b"[[")
+    nested = raw.lstrip()[1:].lstrip()[:1] == b"["
     depth = len(given.shape) if nested else 1
     kind: Any = IN_JSON[given.datatype]
     for _ in range(depth):

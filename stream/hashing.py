@@ -15,6 +15,10 @@ def hash_strings(texts: Sequence[str]) -> Int64:
     return _digests(map(str.encode, texts), len(texts))
 
 
+MOST_REMEMBERED = 256
+"""Characters; longer texts hardly come again, and `max_entries` of them bound no memory."""
+
+
 class StringHashes:
     """`hash_strings` for strings that come again and again: remembers them, which is measured twice as fast."""
 
@@ -31,7 +35,9 @@ class StringHashes:
 
 class _Known(dict[str, int]):
     def __missing__(self, text: str) -> int:
-        digest = self[text] = xxhash.xxh3_64_intdigest(text.encode())
+        digest = xxhash.xxh3_64_intdigest(text.encode())
+        if len(text) <= MOST_REMEMBERED:
+            self[text] = digest
         return digest
 
 

@@ -258,7 +258,7 @@ def test_a_deadline_ends_the_wait_and_leaves_no_work_behind(store: VersionStore,
             await begun(model)
             answers = await asyncio.gather(first, *(post(client) for _ in range(3)))
             assert [(code, body) for code, _, body in answers] == [(504, {"error": "no scores within 200 ms"})] * 4
-            assert server.intake.under_way == 0
+            assert server.intake.under_way == server.intake.waiting == 0
             model.gate.set()
         assert model.sizes == [1], "those that waited behind the first were not scored any more"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
@@ -48,6 +49,10 @@ def whole() -> dict[str, Described]:
     given = inputs()
     given["price"] = tensor("price", "FP32", [4], b"")
     return given
+
+
+def of_shape(shape: list[int]) -> bytes:
+    return json.dumps({"inputs": [tensor("a", "INT64", shape, [[1]])]}).encode()
 
 
 PRICES = np.array([12.5, np.nan, 0.1, 12.5], "<f4").tobytes()
@@ -204,11 +209,21 @@ def test_what_is_missing_is_named(served: ServedModel) -> None:
         (b'{"inputs": [{"name": "a", "datatype": "FP32", "shape": [1]}]}', None, "neither data nor binary_data_size"),
         (b'{"inputs": [{"name": "a", "datatype": "FP32", "shape": "x"}]}', None, r"\$\.inputs\[0\]\.shape"),
         (b"[" * 100_000, None, "array"),
+        (of_shape([1] * 9), None, r"9 dimensions, at most 8 - at .*\(a\)\.shape"),
+        pytest.param(of_shape([1] * 200_000), None, "200000 dimensions", id="no stack for so many"),
+        (b'{"inputs": [], "parameters": {"timeout": -1}}', None, r"a timeout below 0: -1"),
     ],
 )
 def test_what_is_no_request_is_refused(raw: bytes, size: int | None, complaint: str) -> None:
     with pytest.raises(RequestError, match=complaint):
         read_inference(raw, json_size=size)
+
+
+def test_an_indented_body_says_the_same() -> None:
+    nested = {"name": "a", "datatype": "INT64", "shape": [2, 2], "data": [[1, 2], [3, 4]]}
+    for indent in (None, 1, 4, 40):
+        read = read_inference(json.dumps({"inputs": [nested]}, indent=indent).encode(), json_size=None)
+        np.testing.assert_array_equal(read.tensors["a"].values, [1, 2, 3, 4])
 
 
 def test_an_input_given_twice_is_refused() -> None:
