@@ -18,7 +18,7 @@ RETRY_S = 2.0
 
 
 class AnnouncementListener(threading.Thread):
-    """Reads the topic from its end on. Without it, or without a broker, the follower looks at the store by itself."""
+    """Reads the topic from its end on. Until something is announced, the follower looks at the store by itself."""
 
     def __init__(self, config: Config, *, follower: Follower) -> None:
         super().__init__(name="announcements", daemon=True)
@@ -47,7 +47,6 @@ class AnnouncementListener(threading.Thread):
     def _listen(self) -> None:
         topic = self._config.topics.versions
         with Reader(self._config.kafka, topic=topic, positions=end_offsets(self._config.kafka, topic)) as reader:
-            self._follower.is_told = True
             self._follower.look()  # for what was announced before this ear was there
             self._complaint = ""
             logger.info("announcements listening", extra={"topic": topic})
@@ -62,7 +61,9 @@ class AnnouncementListener(threading.Thread):
             decode_announcement(message.value)
         except AnnouncementError as error:
             self._complain(f"{message.topic}[{message.partition}]@{message.offset}: {error}")
-        self._follower.look()
+            self._follower.look()
+        else:
+            self._follower.told()
 
     def _complain(self, reason: str) -> None:
         if reason != self._complaint:

@@ -48,7 +48,7 @@ class Follower(threading.Thread):
         self._buffers = Buffers(store)
         self._poll_s = poll_ms / 1000
         self.is_told = False
-        """Whether someone calls `look` for every version; otherwise the store is asked every `poll_ms`."""
+        """Whether someone calls `told` for every version; otherwise the store is asked every `poll_ms`."""
         self._telemetry = telemetry
         self._clock_ms = clock_ms
         self._refused: dict[int, _Refusal] = {}
@@ -75,6 +75,11 @@ class Follower(threading.Thread):
 
     def look(self) -> None:
         """There may be a newer version: look for it at once."""
+        self._look.set()
+
+    def told(self) -> None:
+        """Somebody announces versions: look for this one at once, and by itself less often."""
+        self.is_told = True
         self._look.set()
 
     def stop(self) -> None:

@@ -64,7 +64,8 @@ class Server:
         self.follower.start()
         self.control.start()
         self.intake.start()
-        self.announcements.start()
+        if self._config.trainer.announce:
+            self.announcements.start()
 
     def announce_stop(self) -> None:
         """No longer ready, so that a load balancer sends no more; requests are still answered."""

@@ -6,9 +6,9 @@ point leaves the former cut in force. Digests are verified before anything else 
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from trainer.folder_lock import FolderLock, FolderTaken, lock_versions
 from trainer.model_record import ModelRecord
 from trainer.ranks import Ranks
 from trainer.takeover import TakenOver, Takeover, plan_exactly, plan_takeover
+
+logger = logging.getLogger("trainer.cut")
 
 __all__ = ["CutError", "CutRecord", "CutStore", "DamagedCut", "LoadedCut", "cuts_folder"]
 
@@ -83,10 +85,18 @@ class CutStore:
         while self._locks:
             self._locks.pop().release()
 
-    def write(self, tensors: Tensors, *, record: CutRecord, arrays: Mapping[str, np.ndarray]) -> str:
+    def write(
+        self,
+        tensors: Tensors,
+        *,
+        record: CutRecord,
+        arrays: Mapping[str, np.ndarray],
+        before: Callable[[], object] = lambda: None,
+    ) -> str:
         """Write a cut and put it in force; returns its name. `arrays` are this rank's own; `record` is rank 0's.
 
-        Raises CutError on all ranks where it could not be written; the former cut stays in force. Stages:
+        `before` is called on every rank ahead of anything that is written. Raises CutError on all ranks where it could
+        not be written; the former cut stays in force. Stages:
 
         1. `begun`: an empty folder of a temporary name;
         2. `tensors`, `arrays`, `record`, `sealed`: its files, the digests last;
@@ -94,9 +104,10 @@ class CutStore:
         4. `current`: it is in force;
         5. `retained`: older ones are deleted.
         """
-        number = self._agree_number()
+        number = self._agree_number(record.step)
         temporary = self._root / f"{TEMPORARY}{cut_files.cut_name(number)}"
         try:
+            self._agree("before", before)
             self._stage("begun", lambda: self._begin(temporary), only_first=True)
             save_tensors(tensors, temporary, ranks=self._ranks)
             self._hook("tensors")
@@ -110,7 +121,12 @@ class CutStore:
             if self._ranks.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
-        self._stage("retained", lambda: self._retain(number), only_first=True)
+        if self._ranks.rank == 0:
+            try:
+                self._retain(number)
+            except OSError:
+                logger.exception("an older cut could not be deleted", extra={"folder": str(self._root)})
+        self._hook("retained")
         return name
 
     def load(
@@ -148,23 +164,36 @@ class CutStore:
 
     def _stage(self, name: str, work: Callable[[], object], *, only_first: bool = False) -> None:
         """Do a part of the work, on rank 0 only or on all; CutError on all ranks where it failed on one."""
+        self._agree(name, work, only_first=only_first)
+        self._hook(name)
+
+    def _agree(self, name: str, work: Callable[[], object], *, only_first: bool = False) -> None:
         error = None
         if self._ranks.rank == 0 or not only_first:
             try:
                 work()
-            except OSError as failure:
-                error = f"{self._root}: the cut could not be written ({name}): {failure}"
+            except Exception as failure:
+                # Whatever it is: a rank that goes its own way here would leave the others waiting for it.
+                logger.exception("writing a cut failed", extra={"stage": name})
+                error = f"{self._root}: the cut could not be written ({name}): {type(failure).__name__}: {failure}"
         error = self._ranks.first_error(error)
         if error is not None:
             raise CutError(error)
-        self._hook(name)
 
-    def _agree_number(self) -> int:
-        number = 0
+    def _agree_number(self, step: int) -> int:
+        number, error = 0, None
         if self._ranks.rank == 0:
-            with suppress(OSError):
+            try:
                 number = max(cut_files.cut_numbers(self._root), default=0) + 1
-        return self._ranks.gather(number)[0]
+            except OSError as failure:
+                error = f"{self._root}: the cuts that are there cannot be listed: {failure}"
+        found = self._ranks.gather((number, step, error))
+        number, first_step, error = found[0]
+        if error is None and any(one[1] != first_step for one in found):
+            error = f"{self._root}: the ranks are at different steps: {[one[1] for one in found]}"
+        if error is not None:
+            raise CutError(error)
+        return number
 
     def _begin(self, temporary: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -129,7 +129,8 @@ def cut_numbers(root: Path) -> list[int]:
 
 def unfinished(root: Path) -> list[Path]:
     """Folders that a crash left."""
-    return [path for path in _folders(root) if cut_number(path.name.removeprefix(TEMPORARY)) and path.name[0] == "."]
+    named = (path for path in _folders(root) if path.name.startswith(TEMPORARY))
+    return [path for path in named if cut_number(path.name.removeprefix(TEMPORARY)) is not None]
 
 
 def seal(folder: Path) -> None:

@@ -57,7 +57,7 @@ class CutWriter:
     ) -> None:
         """Copy the state, then write it in the background; waits for the cut before, whose buffers are reused.
 
-        `before` is called in the background before anything is written; `started_s`: since when training stands still.
+        `before`: see CutStore.write, it is called in the background; `started_s`: since when training stands still.
         """
         self.wait()
         copies = self._staging.copy(tensors)
@@ -66,8 +66,7 @@ class CutWriter:
         def write() -> None:
             began_s, name, error = time.monotonic(), "", None
             try:
-                before()
-                name = self._store.write(copies, record=record, arrays=arrays)
+                name = self._store.write(copies, record=record, arrays=arrays, before=before)
                 self.owes = False
             except CutError as failure:
                 error = failure

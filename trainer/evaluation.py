@@ -94,7 +94,16 @@ class Evaluation:
 
     def restore(self, state: State) -> None:
         """Continue from a `state` of the same labels; ValueError otherwise."""
-        shapes = {"sums": self._sums.shape, "scores": self._scores.shape, "items": (ITEM_BUCKETS,)}
+        parts = state["window_samples"].shape[:1] if "window_samples" in state else (0,)
+        shapes = {
+            "sums": self._sums.shape,
+            "scores": self._scores.shape,
+            "window": (*parts, *self._sums.shape),
+            "window_scores": (*parts, *_coarse(self._scores).shape),
+            "window_samples": parts,
+            "counts": (2,),
+            "items": (ITEM_BUCKETS,),
+        }
         for name, shape in shapes.items():
             if name not in state or state[name].shape != shape:
                 found = state[name].shape if name in state else "nothing"
@@ -105,6 +114,12 @@ class Evaluation:
         self._part_samples = deque(state["window_samples"].tolist())
         self._items.counts = state["items"].copy()
         self.samples, self.non_finite = state["counts"].tolist()
+
+    def restore_items(self, state: State) -> None:
+        """Continue with what is known of items only: another rank goes on with the metrics. ValueError as `restore`."""
+        if "items" not in state or state["items"].shape != (ITEM_BUCKETS,):
+            raise ValueError("metrics: no items, or of another form")
+        self._items.counts = state["items"].copy()
 
     def _lifetime(self) -> State:
         return {

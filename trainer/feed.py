@@ -88,7 +88,10 @@ class BatchReader:
             batch = self.resolver.resolve(decode(message.value or b"", self.schema))
         except (BatchError, UnresolvedReference) as error:
             place = f"{message.topic}[{message.partition}]@{message.offset}"
-            hint = "the trainer stops before it; was the config (features, labels, dedup.salt) changed, or the record?"
+            hint = (
+                "the trainer stops before it. Where features, labels or dedup.salt were changed: train what was made "
+                "before with the former config, then change both (ARCHITECTURE.md, 'The cut')"
+            )
             raise UndecodableBatch(f"{place}: {error}; {hint}") from None
         size = batch.num_samples
         tensors = (

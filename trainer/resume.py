@@ -80,18 +80,19 @@ def warn_of_other_losses(record: CutRecord, now: Conditions) -> None:
 def restore_metrics(
     evaluation: Evaluation, arrays: Sequence[Arrays], *, record: CutRecord, now: Sequence[str], ranks: Ranks
 ) -> None:
-    """Each rank's own where there were as many ranks, else all of them on rank 0; labels, `now`, by name.
+    """Each rank's own where there were as many ranks, else all on rank 0, and the items on all; labels, `now`, by name.
 
     Metrics of another form (an older cut's) begin anew, loudly: they are no reason to stop.
     """
     was = record.model.labels if record.model else now
     states = [{k.removeprefix(METRICS): v for k, v in a.items() if k.startswith(METRICS)} for a in arrays]
     same = len(states) == ranks.world_size
-    if not same and ranks.rank > 0:
-        return
     try:
         state = states[ranks.rank] if same else merge_states(states)
-        evaluation.restore(of_labels(state, was=was, now=now))
+        if same or ranks.rank == 0:
+            evaluation.restore(of_labels(state, was=was, now=now))
+        else:
+            evaluation.restore_items(state)
     except (ValueError, KeyError) as error:
         text = "the cut's metrics are not taken over, they begin anew"
         logger.warning(text, extra={"reason": repr(error)})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from trainer.durable import sync_file
 
 MAX_PENDING_LINES = 100_000
 MAX_BYTES = 256 << 20
@@ -47,15 +48,14 @@ class StepLog:
 
     def sync(self) -> None:
         """Wait until all written lines are on the disk; any thread may call it."""
-        if not self._path.exists():
-            return
-        descriptor = os.open(self._path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            self._note(error)
-        finally:
-            os.close(descriptor)
+        # The older file too: it may have been rotated since the last time.
+        for path in (self._old(), self._path):
+            try:
+                sync_file(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                self._note(error)
 
     def _write(self) -> None:
         data = b"".join(self._pending)

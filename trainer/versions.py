@@ -191,7 +191,10 @@ class VersionStore(VersionReader):
         if version not in self._bases:
             try:
                 self._bases[version] = self.manifest(version).base
-            except VersionError:
+            except VersionError as error:
+                # Not known now, not "none": what it builds on must stay.
+                if isinstance(error.__cause__, OSError):
+                    raise error.__cause__ from error
                 return 0
         return self._bases[version]
 

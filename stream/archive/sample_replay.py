@@ -84,6 +84,8 @@ class SampleReplay(Runner):
         self._passed: dict[int, int] = {}
         """By source partition that has not begun: samples before the stretch."""
         self._ended: set[int] = set()
+        self._others: set[str] = set()
+        """Topics whose samples were passed over."""
         self._done_rows = self._num_rows = 0
         self.report.what = "archived samples"
 
@@ -101,6 +103,11 @@ class SampleReplay(Runner):
                 break
             self._step(target, *min(waiting, key=lambda one: one[0].event_time_ms))
             self._commit_when_due(target)
+        if self._others and not self._reached and not self._stop.is_set():
+            raise ArchiveError(
+                f"{self._archive.url}: no sample of {self._source}, its samples are of "
+                f"{', '.join(sorted(self._others))} - at $.topics.interactions"
+            )
         self._commit(target)
 
     def _sources(self) -> frozenset[int]:
@@ -128,7 +135,7 @@ class SampleReplay(Runner):
         if due:
             self._take(target, block, slice_samples(wanted, 0, due), seq=block.seq + first, file=lane.file)
         taken = first + due if due < wanted.num_samples else count
-        if due == wanted.num_samples and last < count and block.partition in self._wanted:
+        if due == wanted.num_samples and last < count:
             self._ended.add(block.partition)
         self._done_rows += taken
         lane.step(taken=taken)
@@ -136,8 +143,10 @@ class SampleReplay(Runner):
     def _chosen(self, block: ArchivedBlock) -> tuple[int, int]:
         """Which samples of the block belong to the stretch and are not done: [first, last)."""
         number, count = block.partition, block.samples.num_samples
+        if block.topic != self._source:
+            self._others.add(block.topic)
         if block.topic != self._source or number not in self._wanted or number in self._ended:
-            return 0, 0
+            return count, count
         if number in self._reached:
             first = max(0, self._reached[number].seq - block.seq)
         else:

@@ -92,7 +92,7 @@ def test_archived_samples_are_replayed_as_the_live_run_made_them(rig: Rig) -> No
     assert rest.partitions[0].from_sample == cut
     assert rows_of(rig.config, rig.prefix + "rest")[0][cut:] == live[0][cut:]
 
-    slow = start_replay(rig, rig.prefix + "killed", *from_archive(rig), "--speed", "4")
+    slow = start_replay(rig, rig.prefix + "killed", *from_archive(rig), "--speed", "0.05")
     wait_until(lambda: has_batches(rig, "killed"), "first batches of the replay")
     slow.kill()
     slow.communicate()
@@ -165,6 +165,11 @@ def test_a_replay_of_samples_that_cannot_be_made_says_why(rig: Rig) -> None:
     archive(rig)
     with pytest.raises(ReplayError, match="has no partition 7"):
         replay(rig, "early", partitions=(7,))
+    interactions, rig.tree["topics"]["interactions"] = rig.tree["topics"]["interactions"], rig.config.topics.late
+    rig.write()
+    with pytest.raises(ArchiveError, match=f"no sample of .*late, its samples are of {interactions}"):
+        replay(rig, "early")
+    rig.tree["topics"]["interactions"] = interactions
     rig.tree["features"][1]["transforms"] = [{"positive_modulus": {"modulus": 8}}]
     rig.write()
     with pytest.raises(OtherSchema, match=r"with the recd\.yaml of that time"):

@@ -222,3 +222,19 @@ def test_the_folders_that_a_version_needs(tmp_path: Path) -> None:
     for name in store.folders_for(4):
         shutil.copytree(tmp_path / name, tmp_path / "aside" / name)
     check(VersionStore(str(tmp_path / "aside"), keep=1), states, [3, 4])
+
+
+def test_what_cannot_be_read_now_keeps_what_it_builds_on(tmp_path: Path) -> None:
+    trained = Trained()
+    states = chain(VersionStore(str(tmp_path), keep=3), trained, deltas=2)
+    manifest = tmp_path / "v0000000003" / "manifest.json"
+    manifest.rename(tmp_path / "aside")
+    manifest.mkdir()
+    store = VersionStore(str(tmp_path), keep=2)
+    with pytest.raises(VersionError, match="version 4 is in force, older ones stay"):
+        store.publish(trained.full())
+    manifest.rmdir()
+    (tmp_path / "aside").rename(manifest)
+    check(store, states, [1, 2, 3])
+    store.publish(trained.full())
+    assert store.versions() == [4, 5]
