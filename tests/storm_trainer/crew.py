@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from tests.trainer.trainers import Trainer
 
 SCRIPT = str(Path(__file__).with_name("rank.py"))
 OTHERS_END_S = 60.0
+START_S = 300.0
 
 
 class CrewError(Exception):
@@ -45,12 +45,20 @@ class Crew(Trainer):
         self.process = self.ranks[0]
 
     def victim_ended(self, rank: int, *, within_s: float) -> bool:
-        """Whether it came to its cue in time."""
-        with suppress(subprocess.TimeoutExpired):
-            if (status := self.ranks[rank].wait(within_s)) != -signal.SIGKILL:
-                raise CrewError(f"rank {rank} ended with status {status}:\n{self.tail()}")
-            return True
-        return False
+        """Whether it came to its cue, at most `within_s` after the ranks had begun to train."""
+        began_s, training_s = time.monotonic(), None
+        while (status := self.ranks[rank].poll()) is None:
+            now_s = time.monotonic()
+            if training_s is None and self.status().get("state") in ("training", "idle"):
+                training_s = now_s
+            if training_s is not None and now_s - training_s > within_s:
+                return False
+            if training_s is None and now_s - began_s > START_S:
+                raise CrewError(f"the ranks did not begin to train in {START_S:.0f} s:\n{self.tail()}")
+            time.sleep(0.02)
+        if status != -signal.SIGKILL:
+            raise CrewError(f"rank {rank} ended with status {status}:\n{self.tail()}")
+        return True
 
     def bury(self) -> int:
         """After a kill: wait for the others; returns how many had to be killed as well."""

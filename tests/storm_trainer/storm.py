@@ -25,7 +25,7 @@ from tests.trainer.trainers import cut_in_force, make_topics, send, steps, train
 from trainer.versions import VersionStore
 
 OFTEN_MS = 40
-POINT_PATIENCE_S = 30.0
+POINT_PATIENCE_S = 60.0
 
 
 @dataclass(slots=True)
@@ -42,6 +42,8 @@ class Tally:
     resumed_bit_equal: bool = True
     recovery_ms: dict[str, int | None] = field(default_factory=dict)
     """From a kill (and the end of the other ranks) until all train again, where no kill came before."""
+    missed: list[str] = field(default_factory=list)
+    """Points that were planned, and at which nobody was killed."""
     lingered: int = 0
     """Ranks that did not end by themselves after another one was killed."""
     seconds: float = 0.0
@@ -49,8 +51,8 @@ class Tally:
 
     @property
     def clean(self) -> bool:
-        """Nothing lost, nothing doubled, every loss to the bit."""
-        return self.lost == self.duplicated == 0 and self.resumed_bit_equal and not self.trouble
+        """Nothing lost, nothing doubled, every loss to the bit, and every point was hit."""
+        return self.lost == self.duplicated == 0 and self.resumed_bit_equal and not self.trouble and not self.missed
 
     def to_dict(self) -> dict[str, Any]:
         """The closing line."""
@@ -66,6 +68,7 @@ class Storm:
         self._say = say
         self._began_s = time.monotonic()
         self._recoveries: list[int] = []
+        self._planned: set[str] = set()
         self._killed_ms: int | None = None
         self.tally = Tally(seed)
 
@@ -94,6 +97,8 @@ class Storm:
         except (CrewError, AssertionError) as error:
             tally.trouble = str(error)
             self._tell(f"TROUBLE {error}")
+        self._planned.update(blow.point for blow in blows)
+        tally.missed = sorted(self._planned - tally.kills_by_point.keys())
         found = self._recoveries
         tally.recovery_ms = {"p50": int(statistics.median(found)) if found else None, "max": max(found, default=None)}
         tally.seconds = round(time.monotonic() - self._began_s, 1)
