@@ -7,9 +7,11 @@ import json
 import pickle
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,16 +21,20 @@ import torch
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
 from stream.columns import batch_schema
-from stream.config import Config, OptimizerConfig
+from stream.config import Config, GuardsConfig, OptimizerConfig
 from tests.trainer.made_batches import World, make_config, with_sharding
+from tests.trainer.test_cut import record
 from trainer import app
 from trainer.board import Board
+from trainer.cut import CutStore
+from trainer.cut_writer import CutWriter
 from trainer.feed import FedBatch, Feed
 from trainer.ikjt import dummy_batch, group_specs, to_train_batch
 from trainer.keeper import Keeper, Origin
 from trainer.loop import NonFiniteLoss, OtherRankFailed, StepRules, TrainingLoop
 from trainer.ranks import Ranks, join, leave
 from trainer.schedule import Schedule
+from trainer.staging import Staging
 
 STEPS = 6
 FULL_BATCH = 64
@@ -41,6 +47,7 @@ def case_config(case: dict[str, str], root: Path) -> Config:
         versions_url=str(root / "versions"),
         checkpoint_every_ms=3_600_000,
         publish_every_ms=3_600_000,
+        guards=GuardsConfig(non_finite_loss=case.get("non_finite_loss", "stop")),
     )
     return with_sharding(config, case["kind"])
 
@@ -144,6 +151,31 @@ def run(case: dict[str, str], root: Path, *, phase: str, ranks: Ranks) -> dict[s
     return {"loaded": loaded, "final": final, "errors": ranks.gather(error), "taken_over": kept.taken_over}
 
 
+def spoiled_writers(root: Path, *, ranks: Ranks) -> dict[str, Any]:
+    """Three cuts in the background; rank 0 fails before the first, rank 1 before the second."""
+    store = CutStore(str(root), keep=2, ranks=ranks.apart())
+    writer, told = CutWriter(store, staging=Staging(ranks)), []
+
+    def before(spoiler: int) -> None:
+        if ranks.rank == spoiler:
+            raise RuntimeError("no more descriptors")
+
+    for step, spoiler in ((1, 0), (2, 1), (3, 9)):
+        writer.begin(
+            {"a": torch.full((2,), float(step))},
+            record=msgspec.structs.replace(record(step), world_size=2),
+            arrays={"step": np.array([step])},
+            before=partial(before, spoiler),
+            started_s=time.monotonic(),
+        )
+        writer.wait()
+        told += [str(written.error) if written.error else written.name for written in writer.ended()]
+    given = {"a": torch.zeros(2)}
+    loaded = store.load(given)
+    assert loaded is not None
+    return {"told": ranks.gather(told), "a": given["a"].tolist(), "steps": [int(a["step"][0]) for a in loaded.arrays]}
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -153,4 +185,8 @@ if __name__ == "__main__":
         done = run(case, folder / str(number), phase=phase, ranks=ranks)
         if ranks.rank == 0:
             (folder / f"{number}-{phase}.pickle").write_bytes(pickle.dumps(done))
+    if ranks.world_size == 2:
+        told = spoiled_writers(folder / f"spoiled-{phase}", ranks=ranks)
+        if ranks.rank == 0:
+            (folder / f"spoiled-{phase}.json").write_text(json.dumps(told))
     leave()

@@ -25,8 +25,9 @@ CASES = [
     {"kind": "data_parallel", "sparse": "rowwise_adagrad"},
     {"kind": "column_wise", "sparse": "rowwise_adagrad"},
     {"kind": "table_wise", "sparse": "rowwise_adagrad", "spoiled": "c"},
+    {"kind": "table_wise", "sparse": "rowwise_adagrad", "spoiled": "c", "non_finite_loss": "skip"},
 ]
-SHARDED_STATE, SPOILED = 3, 4
+SHARDED_STATE, SPOILED, PASSED_OVER = 3, 4, 5
 SCRIPT = str(Path(__file__).with_name("cut_run.py"))
 
 
@@ -118,3 +119,23 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_both_with_what_was_trained(
     assert {p: v["position"] for p, v in done["final"]["partitions"].items()} == {0: 2 * STEPS + 2, 1: STEPS + 2}
     samples = (3 * STEPS + 4) * FULL_BATCH
     assert done["final"]["metrics"]["counts"].tolist() == [samples, 0]
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_is_passed_over_by_both(folder: Path):
+    done = result(folder, PASSED_OVER, "c")
+    assert done["errors"] == ["", ""]
+    assert done["final"]["step"] == 3 * STEPS
+    assert all(np.isfinite(values).all() for values in done["final"]["tensors"].values())
+    first, second = done["final"]["partitions"][0], done["final"]["partitions"][1]
+    assert (first["position"], first["skipped"]) == (3 * STEPS, FULL_BATCH), (
+        "what rank 0 had in that step is not learned"
+    )
+    assert (second["position"], second["skipped"]) == (2 * STEPS, FULL_BATCH)
+
+
+def test_a_rank_that_fails_before_a_cut_stops_it_on_both_and_spoils_none_after(folder: Path):
+    found = json.loads((folder / "spoiled-a.json").read_text())
+    for told in found["told"]:
+        assert [("no more descriptors" in text) for text in told] == [True, True, False]
+        assert told[2] == "cut-0000000001"
+    assert (found["a"], found["steps"]) == ([3.0, 3.0], [3, 3])
