@@ -118,8 +118,9 @@ def create_topics(config: Config) -> list[str]:
 
 
 def check_topics(config: Config) -> list[str]:
-    """Return warnings about the existing topics. Raises TopicError where data would be lost, TopicMissing."""
-    settings = {spec.name: topic_settings(config.kafka, spec.name) for spec in topic_specs(config)}
+    """Return warnings about the topics of stream workers. Raises TopicError where data would be lost, TopicMissing."""
+    names = [spec.name for spec in topic_specs(config) if spec.name != config.topics.versions]
+    settings = {name: topic_settings(config.kafka, name) for name in names}
     _refuse(config, settings)
     warnings = []
     source = settings[config.topics.interactions]

@@ -36,6 +36,7 @@ def describe(config: Config) -> ModelRecord:
         labels=tuple(label.name for label in config.labels),
         optimizers={"sparse": trainer.optimizer.sparse, "dense": trainer.optimizer.dense},
         rates=rates,
+        sources=dict(_sources(config)),
     )
 
 
@@ -56,26 +57,40 @@ def _meanings(config: Config, *, direct: frozenset[str]) -> dict[str, str]:
     }
 
 
+def _sources(config: Config) -> Iterator[tuple[str, str]]:
+    for feature in config.features:
+        if feature.source is None:
+            yield f"features.{feature.name}.field", feature.field or feature.name
+    for label in config.labels:
+        yield f"labels.{label.name}.engagements", ", ".join(label.engagements)
+
+
 def _columns(
     specs: dict[str, GroupSpec], tables: Sequence[Table], config: ModelConfig
 ) -> Iterator[tuple[str, ColumnsRecord]]:
     """The order in which GroupTower and the interactions put their inputs side by side."""
     dims = {feature: table.dim for table in tables for feature in table.features}
-    is_dot = config.interaction.kind == "dot"
+    is_dot, mixed = config.interaction.kind == "dot", config.interaction.vectors
     vectors: dict[str, list[Span]] = {}
     for name, spec in specs.items():
-        vectors[name] = [(feature, config.dim if is_dot else dims[feature]) for feature in spec.table_rows]
+        tower = f"towers.{module_name(name)}"
+        own = [(feature, config.dim if is_dot and not mixed else dims[feature]) for feature in spec.table_rows]
         if spec.dense:
-            vectors[name].append((f"dense of {name}", config.dim))
-            first = f"towers.{module_name(name)}.dense_arch._mlp.0._linear.weight"
+            own.append((f"dense of {name}", config.dim))
+            first = f"{tower}.dense_arch._mlp.0._linear.weight"
             yield first, ColumnsRecord(axis=1, spans=tuple((column, 1) for column in spec.dense))
+        if mixed:
+            yield f"{tower}.mix.weight", ColumnsRecord(axis=1, spans=tuple(own))
+            own = [(f"vector {i} of {name}", config.dim) for i in range(mixed)]
+        vectors[name] = own
     if is_dot:
         for name, own in vectors.items():
             pairs = [(_pair(a, b), 1) for (a, _), (b, _) in combinations(own, 2)]
             yield f"interaction.own.{module_name(name)}.weight", ColumnsRecord(axis=1, spans=(*own, *pairs))
-        crossings = [(_pair(a, b), 1) for x, y in combinations(vectors.values(), 2) for a, _ in x for b, _ in y]
-        if crossings:
-            yield "interaction.across.weight", ColumnsRecord(axis=1, spans=tuple(crossings))
+        flat = [(group, vector) for group, own in enumerate(vectors.values()) for vector, _ in own]
+        between = [(_pair(a, b), 1) for group, a in flat for other, b in flat if group < other]
+        if between:
+            yield "interaction.between.weight", ColumnsRecord(axis=1, spans=tuple(between))
         return
     spans = tuple(span for own in vectors.values() for span in own)
     yield "interaction.out.weight", ColumnsRecord(axis=1, spans=spans)

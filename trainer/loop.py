@@ -288,6 +288,7 @@ class TrainingLoop:
         if unpublished and not busy and not held:
             self._keeper.publish()
             publisher.wait(timeout_s=PUBLISHER_PATIENCE_S)
+        publisher.wait_for_full(timeout_s=PUBLISHER_PATIENCE_S)
         if publisher.busy:
             logger.warning("the last version is not waited for any longer", extra={"seconds": PUBLISHER_PATIENCE_S})
         self._report("failed" if self._failure else "stopped")

@@ -40,3 +40,5 @@ class ModelRecord(Record, frozen=True):
     labels: tuple[str, ...]
     optimizers: dict[str, str]
     rates: dict[str, float]
+    sources: dict[str, str] = {}
+    """What features and labels are read from, by their path in the config: names that may change, and are told."""

@@ -179,13 +179,14 @@ class _Planner:
         return Move(saved, own, after.axis, source)
 
     def _changed(self) -> tuple[str, ...]:
+        def changes(was: Mapping[str, object], now: Mapping[str, object], *, path: str) -> Iterator[str]:
+            for name, value in now.items():
+                if was.get(name, value) != value:
+                    yield f"{path}{name}: {was[name]} -> {value}"
+
         was, now = self._was, self._now
-        rates = (
-            f"trainer.optimizer.{name}: {was.rates[name]} -> {rate}"
-            for name, rate in now.rates.items()
-            if was.rates.get(name, rate) != rate
-        )
-        return tuple(rates)
+        rates = changes(was.rates, now.rates, path="trainer.optimizer.")
+        return (*rates, *changes(was.sources, now.sources, path=""))
 
 
 def _misfit(owner: str, *, was: TableRecord, now: TableRecord) -> Iterator[str]:

@@ -89,7 +89,7 @@ class Rig:
         self.tree: dict[str, Any] = {
             "kafka": {"bootstrap": kafka},
             "redis": {"url": redis, "namespace": prefix},
-            "topics": {name: prefix + name for name in names} | {"partitions": 2},
+            "topics": {name: prefix + name for name in names} | {"partitions": 2, "versions": prefix + "versions"},
             "session": {
                 "gap_ms": GAP_MS,
                 "out_of_orderness_ms": 50,

@@ -95,7 +95,7 @@ def told(kept: Keeper) -> TakenOver:
     return kept.taken_over
 
 
-@pytest.fixture(params=["dot", "cross"])
+@pytest.fixture(params=["dot", "cross", "mixed"])
 def interaction(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -159,10 +159,15 @@ def test_a_learning_rate_and_labels(tmp_path: Path, ranks: Ranks, batches: list[
     former = config_of(tmp_path)
     before = trained(former, ranks, batches)
     rates = msgspec.structs.replace(former.trainer.optimizer, sparse_learning_rate=0.5)
-    labels = (LabelConfig(name="like", engagements=("click",)), LABELS[1], LABELS[0])
-    config = config_of(tmp_path, labels=labels, optimizer=rates)
+    buy = msgspec.structs.replace(LABELS[1], engagements=("buy", "rent"))
+    labels = (LabelConfig(name="like", engagements=("click",)), buy, LABELS[0])
+    config = config_of(tmp_path, labels=labels, optimizer=rates, features=replaced("hour", field="local_hour"))
     after = opened(config, ranks)
-    assert told(after).changed == ("trainer.optimizer.sparse_learning_rate: 0.05 -> 0.5",)
+    assert told(after).changed == (
+        "trainer.optimizer.sparse_learning_rate: 0.05 -> 0.5",
+        "features.hour.field: hour -> local_hour",
+        "labels.buy.engagements: click -> buy, rent",
+    )
     assert told(after).new == ("heads.like.0.bias", "heads.like.0.weight")
     expected = logits(before, former, batches[0])
     assert torch.equal(logits(after, config, batches[0])[:, 1:], expected.flip(1))
