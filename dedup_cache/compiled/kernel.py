@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
+from numba.core.compiler_lock import global_compiler_lock
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -59,7 +60,9 @@ class Kernel:
     def is_cached(self, arguments: tuple[object, ...]) -> bool:
         """Whether machine code for such arguments is at hand."""
         cache = self._dispatcher._cache  # noqa: SLF001
-        return cache.load_overload(self._types(arguments), self._dispatcher.targetctx) is not None
+        # numba takes it by itself where it compiles, not where it only looks, and its registries bear one thread.
+        with global_compiler_lock:
+            return cache.load_overload(self._types(arguments), self._dispatcher.targetctx) is not None
 
     def _missing(self, given: tuple[object, ...]) -> tuple[object, ...]:
         missing = self._num_arguments - len(given)
