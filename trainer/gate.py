@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import torch
 
@@ -41,8 +42,14 @@ class Shadow:
     """The weights in service, unsharded, on the host."""
 
     def __init__(self, config: Config) -> None:
+        distinct = config.trainer.distinct
         self._model = GroupedDLRM(
-            config.features, labels=config.labels, config=config.trainer.model, derived=config.derived
+            config.features,
+            labels=config.labels,
+            config=config.trainer.model,
+            derived=config.derived,
+            # Batches with their ids expanded are read as such; VBE is for sharded tables, and reads what grouped does.
+            distinct=msgspec.structs.replace(distinct, lookups="off" if distinct.lookups == "off" else "grouped"),
         )
         self._model.eval()
 

@@ -9,8 +9,9 @@ Everything else is learned on with: such weights heal as good batches come, and 
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from trainer.alarms import Alarm, AlarmFile, Place, Skips
 from trainer.cut import CutError
 from trainer.feed import FedBatch
 from trainer.gate import Gate, Shadow
-from trainer.guards import Guards, Sight
+from trainer.guards import Guards, Sight, merged
 from trainer.ikjt import TrainBatch
 from trainer.publishing import Publisher
 from trainer.ranks import Ranks
@@ -118,16 +119,29 @@ class Guarding:
             self._skips.add(self._bad_places)
             raise SpoiledWeights(f"{SPOILED_LOSSES} losses in a row were not finite, the last of {_name(place)}")
 
+    def rest(self, samples: int) -> None:
+        """This rank had no data for a step in which the others trained so many samples."""
+        self._guards.rest(samples)
+
     def moved(self, fed: FedBatch | None, *, share: float, step: int) -> None:
-        """The step moved the dense weights. SpoiledWeights, the batch noted to be passed over, where to nowhere."""
+        """The step moved the dense weights, on all ranks alike. SpoiledWeights on all of them where to nowhere.
+
+        Gradients are averaged over the ranks, so nobody knows whose batch it was: all of the step are passed over.
+        """
+        if fed is None and math.isfinite(share):
+            return  # those with data hold
         place = Place(fed.partition, fed.offset, step) if fed else Place(-1, -1, step)
         alarms = self._guards.moved(place, share)
-        self._raised += alarms
-        if alarms and alarms[0].reason == "gradient":
-            if fed is not None:
-                self._skips.add([(fed.partition, fed.offset)])
-                self._file.append([msgspec.structs.replace(alarms[0], topic=self._topic)])
-            raise SpoiledWeights(f"the gradients of {_name(place)} were not finite: back to the last cut without it")
+        if math.isfinite(share):
+            self._raised += alarms
+            return
+        own = [msgspec.structs.replace(alarm, topic=self._topic) for alarm in alarms] if fed else []
+        named = [alarm for part in self._ranks.gather(own) for alarm in part]
+        if self._ranks.rank == 0:
+            self._skips.add([(alarm.partition, alarm.offset) for alarm in named])
+            self._file.append(named)
+        places = " and ".join(_name(Place(alarm.partition, alarm.offset, step)) for alarm in named) or "a step"
+        raise SpoiledWeights(f"the gradients of {places} were not finite: back to the last cut without it")
 
     def tell(self) -> None:
         """A collective, when any rank has alarms: into log and file, and servers go back."""
@@ -195,13 +209,18 @@ class Guarding:
         first = -1 if self._first_bad_step is None else self._first_bad_step
         return self._guards.state() | {"first_bad_step": np.array([first])}
 
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """From a `state`; a cut from before there were guards has none."""
-        if "first_bad_step" not in state:
+    def restore(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """From the `state` of every rank that wrote the cut; one from before there were guards has none.
+
+        Where there were as many ranks each takes its own, else all take all together: a hold outlives any change.
+        """
+        if not all("first_bad_step" in state for state in states):
             return
-        self._guards.restore(dict(state))
-        first = int(state["first_bad_step"][0])
-        self._first_bad_step = None if first < 0 else first
+        same = len(states) == self._ranks.world_size
+        self._guards.restore(dict(states[self._ranks.rank]) if same else merged(states))
+        held = any(state["counts"][1] > 0 for state in states)
+        firsts = [first for state in states if (first := int(state["first_bad_step"][0])) >= 0]
+        self._first_bad_step = min(firsts, default=None) if held else None
 
     def _go_back(self, step: int) -> None:
         """Servers to the newest version that was taken before `step`; where there is none they stay."""
@@ -213,14 +232,23 @@ class Guarding:
             for version in reversed([v for v in self._versions.versions() if v < newest]):
                 if self._versions.manifest(version).step < step:
                     self._publisher.serve(version)
-                    if self._gate is not None:
-                        self._gate.went_back(self._versions.load(version))
                     self.counts["rollbacks"] += 1
                     logger.error("servers go back", extra={"from_version": newest, "to_version": version})
+                    self._compare_with(version)
                     return
             logger.error("no version from before is left", extra={"in_service": newest, "step": step})
         except VersionError as error:
             logger.critical("servers could not be sent back", extra={"reason": str(error)})
+
+    def _compare_with(self, version: int) -> None:
+        """It is in service now; where it cannot be loaded nothing is compared until the next publication."""
+        if self._gate is None:
+            return
+        try:
+            self._gate.went_back(self._versions.load(version))
+        except VersionError as error:
+            self._gate.forget()
+            logger.warning("nothing is compared with the version in service", extra={"reason": str(error)})
 
 
 def passed_over(fed: FedBatch, *, dummy: TrainBatch) -> FedBatch:

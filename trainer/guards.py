@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -86,6 +86,10 @@ class Guards:
         else:
             self._unclean = max(0, self._unclean - seen.samples)
         return alarms
+
+    def rest(self, samples: int) -> None:
+        """So many samples were trained by other ranks alone."""
+        self._unclean = max(0, self._unclean - samples)
 
     def moved(self, place: Place, share: float) -> list[Alarm]:
         """The step changed the dense weights by this share of their length."""
@@ -212,6 +216,13 @@ class Guards:
                 continue
             seen.named = True
             yield _alarm(reason, seen.place, value=value, limit=limit, label=label)
+
+
+def merged(states: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """One state for what several ranks knew: held as long as the one that is held longest."""
+    good, unclean = zip(*(state["counts"].tolist() for state in states), strict=True)
+    references = [state["reference"] for state in states]
+    return {"reference": np.sum(references, axis=0), "counts": np.array([sum(good), max(unclean)])}
 
 
 def _alarm(reason: str, place: Place, *, value: float, limit: float | None = None, label: str = "") -> Alarm:

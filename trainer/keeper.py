@@ -140,9 +140,9 @@ class Keeper:
         labels = self._model.labels
         restore_metrics(trained.evaluation, loaded.arrays, record=record, now=labels, ranks=ranks)
         trained.model.rates.restore(record.rates)
-        if len(loaded.arrays) == ranks.world_size:
-            own_arrays = loaded.arrays[ranks.rank]
-            self.guarding.restore({k.removeprefix(GUARDS): v for k, v in own_arrays.items() if k.startswith(GUARDS)})
+        self.guarding.restore(
+            [{k.removeprefix(GUARDS): v for k, v in a.items() if k.startswith(GUARDS)} for a in loaded.arrays]
+        )
         trained.steps.keep_until(record.step)
         self.cut, self.taken_over = loaded.name, loaded.taken_over
         if ranks.rank == 0:

@@ -171,8 +171,12 @@ class TrainingLoop:
                 return
             if fed is not None and real and math.isfinite(float(loss.detach())):
                 sums = self._judge(fed, logits)
-            if not self._passed_over:
+            if self._passed_over:
+                trained.model.forget_batch()
+            else:
                 self._learn(fed, loss)
+                if not real:
+                    self._keeper.guarding.rest(agreed.samples)
         trained.state.step += 1
         self._uncut = self._unpublished = True
         if fed is None:
@@ -225,7 +229,8 @@ class TrainingLoop:
         learned = not self._passed_over and not fed.skipped
         trained.state.record(fed, learned=learned)
         self._own_counters["batches_passed_over"] += not learned
-        trained.ages.add(fed.event_times_ms, fed.append_times_ms)
+        if learned:
+            trained.ages.add(fed.event_times_ms, fed.append_times_ms)
         self._own_counters["batches"] += 1
         self._own_counters["non_finite_dense"] += fed.non_finite_dense
         line: dict[str, Any] = {
@@ -246,13 +251,16 @@ class TrainingLoop:
             self._take_rates()
         guarding, was_held = self._keeper.guarding, self._held
         self._held = bool(agreed.held)
-        if agreed.alarms:
-            guarding.tell()
-        elif agreed.release or (was_held and not self._held):
+        if agreed.release or (was_held and not self._held and not agreed.alarms):
             guarding.end(released=bool(agreed.release))
+        elif agreed.alarms:
+            guarding.tell()
         if agreed.reload and self._keeper.reload(agreed.reload):
             self._uncut = self._unpublished = True
-        if agreed.checkpoint and not self._passed_over:
+        if agreed.checkpoint and self._passed_over:
+            self._schedule.cut_later()  # the weights may be spoiled, which the next batches tell
+        elif agreed.checkpoint:
+            self._tell_alarms()
             self._keeper.begin_cut()
             self._uncut = False
         # Asked again: what was agreed on is from before the step.
@@ -262,6 +270,12 @@ class TrainingLoop:
         if agreed.report:
             idle = "idle" if self._feed.idle and not agreed.ranks_with_data else "training"
             self._report("paused" if self._paused else idle)
+
+    def _tell_alarms(self) -> None:
+        """Those of the last step: after a cut behind their batches nobody would raise them again."""
+        guarding = self._keeper.guarding
+        if self._ranks.sums([guarding.new_alarms])[0]:
+            guarding.tell()
 
     def _take_rates(self) -> None:
         """Those that rank 0 heard of, on all ranks."""
@@ -277,6 +291,7 @@ class TrainingLoop:
 
     def _finish(self) -> None:
         """The last cut and the last version, where there is something new."""
+        self._tell_alarms()
         self._keeper.cuts.wait()
         (uncut,) = self._ranks.sums([self._uncut or self._keeper.cuts.owes])
         kept = not uncut or self._keeper.checkpoint()

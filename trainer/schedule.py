@@ -66,6 +66,10 @@ class Schedule:
         self._last_report_ms = now_ms if report else self._last_report_ms
         return Wants(checkpoint, publish, report, ordered.reload, ordered.rates, ordered.release)
 
+    def cut_later(self) -> None:
+        """A cut that was wanted could not be taken: it is wanted still."""
+        self._cut_ordered = True
+
     def _due(self, last_ms: int, every_ms: int) -> bool:
         return _now_ms() - last_ms >= every_ms
 

@@ -113,6 +113,10 @@ class ShardedModel:
             self.touched.mark(batch)
         self._read.clear()
 
+    def forget_batch(self) -> None:
+        """Nothing is learned from what was predicted since the last `update`."""
+        self._read.clear()
+
     def use_rates(self, *, step: int) -> None:
         """Learn from here on with the rates of the step after `step` others."""
         rates = self.rates.at(step)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stream.config import GateConfig
+from stream.config import DistinctConfig, GateConfig
 from tests.trainer.made_batches import World, make_config
 from tests.trainer.reference import new_model
 from tests.trainer.test_keeper import pytestmark, ranks
@@ -82,3 +82,15 @@ def test_weights_that_were_poisoned_are_held_back_and_better_ones_go_out(model: 
     assert gate.worse() == worse
     gate.forget()
     assert gate.worse() is None
+
+
+@pytest.mark.parametrize("lookups", ["grouped", "vbe", "off"])
+def test_the_weights_in_service_predict_whatever_form_batches_have(model: ShardedModel, lookups: str):
+    config = make_config(distinct=DistinctConfig(lookups=lookups))
+    specs = group_specs(config.features, config.trainer.model)
+    batch = World(config).batch()
+    given = to_train_batch(batch, specs=specs, dedup=True, expand_ids=lookups == "off")
+    shadow = Shadow(config)
+    shadow.take(snapshot(model, 1))
+    expected = predict(model, to_train_batch(batch, specs=specs, dedup=True))
+    np.testing.assert_allclose(shadow.predict(given), expected, rtol=1e-5)

@@ -8,7 +8,7 @@ import pytest
 
 from stream.config import GuardsConfig
 from trainer.alarms import Alarm, AlarmFile, Place, Skips, read_alarms
-from trainer.guards import Guards, Sight
+from trainer.guards import Guards, Sight, merged
 
 CONFIG = GuardsConfig(window_samples=1_000, warmup_samples=3_000)
 SIZE = 100
@@ -128,6 +128,21 @@ def test_a_restart_forgets_neither_the_reference_nor_the_hold():
     third = Guards(CONFIG, labels=["click", "buy"])
     third.restore(again.state())
     assert third.holding
+
+
+def test_a_hold_outlives_another_number_of_ranks_and_ends_where_no_data_comes_any_more():
+    held, clean = Guards(CONFIG, labels=["click", "buy"]), Guards(CONFIG, labels=["click", "buy"])
+    for guards in (held, clean):
+        warm(guards)
+    assert held.spoiled(Place(0, 99, 99), "loss")
+    one = Guards(CONFIG, labels=["click", "buy"])
+    one.restore(merged([clean.state(), held.state()]))
+    assert one.holding
+    np.testing.assert_allclose(one.state()["reference"], 2 * clean.state()["reference"])
+    one.rest(CONFIG.window_samples - 1)
+    assert one.holding
+    one.rest(1)
+    assert not one.holding
 
 
 def test_alarms_are_read_back_from_their_file_and_batches_are_passed_over(tmp_path: Path):
