@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from recd.embedded import EmbeddedKafka, EmbeddedRedis
-from stream.kafka import Writer, create_topic
+from stream.kafka import Writer, create_topic, end_offsets
 from stream.replay.errors import NoJournal, OtherConfig, OtherReplay, RangeGone, ReplayError
 from stream.replay.stretch import Bound
 from tests.stream.replays import batches_of, delete_records, has_batches, paced, replay, rows_of, start_replay
@@ -38,6 +38,7 @@ def test_a_replay_is_the_live_run_once_more(rig: Rig) -> None:
     rig.worker("killed", crash="batch_sent:6").wait_killed()
     with rig.worker() as worker:
         worker.wait_drained()
+        middle = end_offsets(rig.config.kafka, rig.config.topics.interactions)[0]
         rig.publish(traffic(seed=1, sessions=100, start_ms=START_MS + 20_000, first_id=1_000))
         worker.wait_drained()
     live = rows_of(rig.config, rig.config.topics.batches)
@@ -49,7 +50,6 @@ def test_a_replay_is_the_live_run_once_more(rig: Rig) -> None:
     again = replay(rig, "whole")
     assert (again.resumed, again.written.samples) == (True, 0), "a replay that is done has nothing left to do"
 
-    middle = whole.partitions[0].to_offset // 2
     first = replay(rig, "parts", partitions=(0,), last=Bound(offset=middle))
     cut = first.partitions[0]
     assert 0 < cut.to_sample < len(live[0])
@@ -64,7 +64,7 @@ def test_a_replay_is_the_live_run_once_more(rig: Rig) -> None:
     assert slept_ms[10] >= 0.9 * span_ms / 10
     assert rows_of(rig.config, rig.prefix + "paced-40") == live
 
-    slow = start_replay(rig, rig.prefix + "killed", "--speed", "4")
+    slow = start_replay(rig, rig.prefix + "killed", "--speed", "0.5")
     wait_until(lambda: has_batches(rig, "killed"), "first batches of the replay")
     slow.kill()
     slow.communicate()
