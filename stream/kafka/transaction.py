@@ -126,10 +126,25 @@ class TransactionalWriter:
         self._producer.poll(0)
 
     def abort(self, *, on_wait: OnWait) -> None:
-        """Abort what is open. Raises Fenced."""
+        """Abort what is open. Raises Fenced, also where only a new producer can: its `init` aborts what this one left.
+
+        After an outage librdkafka's connection to the coordinator may stay down for good (like #3779; seen on 2.16: an
+        abort that timed out every ten seconds, on a broker that answered everything else).
+        """
+        give_up_s = time.monotonic() + self._hung_after_s
+
+        def waiting(message: str) -> None:
+            on_wait(message)
+            if time.monotonic() > give_up_s and self._broker_answers():
+                self._abandoned = True
+                raise Fenced(
+                    f"aborting a transaction: not done in {self._hung_after_s:.0f} s although the broker answers: "
+                    "a new producer takes its place"
+                )
+
         if self._in_transaction:
             self._producer.purge()
-            self._insist(lambda: self._producer.abort_transaction(ATTEMPT_S), doing="aborting", on_wait=on_wait)
+            self._insist(lambda: self._producer.abort_transaction(ATTEMPT_S), doing="aborting", on_wait=waiting)
             self._in_transaction = False
             self._producer.poll(0)
 
@@ -140,6 +155,13 @@ class TransactionalWriter:
         with suppress(ck.KafkaException):  # a fenced producer has nothing to lose
             self._producer.purge()
             self._producer.flush(0.5)
+
+    def _broker_answers(self) -> bool:
+        try:
+            self._producer.list_topics(timeout=ATTEMPT_S)
+        except ck.KafkaException:
+            return False
+        return True
 
     def _insist(self, call: Callable[[], object], *, doing: str, on_wait: OnWait) -> None:
         while True:
