@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import confluent_kafka as ck
 import msgspec
 import pytest
 
@@ -297,3 +298,36 @@ def _ends(probe: edge.EndProbe, partitions: list[int], *, asked_ms: int) -> dict
 
     eventually(complete)
     return answers[-1].offsets
+
+
+class DeafCoordinator:
+    """A producer whose aborts time out: after an outage librdkafka may lose its coordinator for good."""
+
+    def __init__(self, producer: ck.Producer) -> None:
+        self._producer = producer
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._producer, name)
+
+    def abort_transaction(self, timeout: float) -> None:
+        raise ck.KafkaException(ck.KafkaError(ck.KafkaError._TIMED_OUT, "not now", False, True))
+
+
+def test_an_abort_that_never_comes_through_gives_way_to_a_new_producer(broker: KafkaConfig, topic: str) -> None:
+    writer = transactional(broker, topic)
+    writer.begin()
+    writer.send(topic, b"never seen", partition=0)
+    writer._producer = DeafCoordinator(writer._producer)  # type: ignore[assignment]
+    writer._hung_after_s = 0.0
+    waited: list[str] = []
+    with pytest.raises(edge.Fenced, match="although the broker answers: a new producer takes its place"):
+        writer.abort(on_wait=waited.append)
+    assert waited
+    writer.close()
+    heir = transactional(broker, topic)
+    heir.begin()
+    heir.send(topic, b"seen", partition=0)
+    heir.commit(on_wait=lambda _: None)
+    settled(broker, topic)
+    assert [message.value for message in read(broker, topic, {0: 0})] == [b"seen"]
+    heir.close()
