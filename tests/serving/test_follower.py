@@ -19,6 +19,7 @@ from serving.model import ServedModel
 from serving.telemetry import Telemetry
 from stream.kafka import Message
 from tests.serving.served_world import CONFIG, T0, new_model, request, snapshot
+from trainer.durable import replace_file
 from trainer.versions import Version, VersionError, VersionStore
 
 DEADLINE_S = 60
@@ -90,7 +91,7 @@ def test_a_damaged_version_is_refused_once_and_loudly(
     shutil.copytree(tmp_path / "other" / "v0000000002", tmp_path / "v0000000002")
     flip(tmp_path / "v0000000002" / "tables-0000.safetensors")
     with caplog.at_level(logging.ERROR, logger="serving"):
-        (tmp_path / "current.json").write_text('{"version": 2}')
+        replace_file(tmp_path / "current.json", b'{"version": 2}')
         wait_until(lambda: totals(follower)["versions_rejected"] == 1)
         time.sleep(0.1)
     assert in_service(follower) == 1
@@ -204,6 +205,6 @@ def test_an_order_that_fails_unforeseen_is_counted(
     telemetry = Telemetry()
     listener = ControlListener(CONFIG, follower=follower, telemetry=telemetry)
     order = b'{"target": "serving", "action": "reload", "version": 4}'
-    listener._obey(Message("control", 0, 9, T0, None, order))
+    listener._hear(Message("control", 0, 9, T0, None, order))
     assert [vars(record)["reason"] for record in caplog.records] == ["control[0]@9: RuntimeError: no 4"]
     assert b"recd_serving_control_errors_total 1.0" in telemetry.exposition()

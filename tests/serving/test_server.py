@@ -23,6 +23,7 @@ from stream.control import send
 from stream.kafka import create_topic
 from tests.serving.served_world import expected_scores, new_model, request, snapshot
 from tests.serving.service import DEADLINE_S, Service, server_config
+from trainer.durable import replace_file
 from trainer.versions import VersionStore
 
 
@@ -108,7 +109,7 @@ def test_under_load_every_answer_is_of_exactly_one_version(service: Service, sto
         assert service.status()["version"] == 3
         damaged = Path(store.url) / "v0000000012"
         shutil.copytree(Path(store.url) / "v0000000011", damaged)
-        (Path(store.url) / "current.json").write_text('{"version": 12}')
+        replace_file(Path(store.url) / "current.json", b'{"version": 12}')
         assert service.reload(None)[0] == 200
         service.wait(lambda: service.status()["counters"]["versions_rejected"] == 1)
         assert service.status()["version"] == 3
